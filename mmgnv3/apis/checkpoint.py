@@ -1,0 +1,77 @@
+"""Reading checkpoints so that a wrong file is named before work is lost."""
+
+import os
+from typing import Any
+
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Load a checkpoint to the CPU.
+
+    Args:
+        path: A file or anything else that mmengine's checkpoint loader knows, such as a URL.
+
+    Returns:
+        What was saved, as it is.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a checkpoint or only a part of one.
+    """
+    if '://' not in path and not os.path.isfile(path):
+        raise FileNotFoundError(f'There is no checkpoint {os.path.abspath(path)}.')
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+    except Exception as error:
+        # What torch raises depends on the byte at which a file ends.
+        raise ValueError(
+            f'{path} cannot be read: it is no checkpoint, or was cut off when it was written or '
+            f'copied ({type(error).__name__}: {_first_line(error)}). Take another one.'
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(
+            f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}, not a dict.'
+        )
+    return checkpoint
+
+
+def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str) -> None:
+    """Load a checkpoint's weights, all of them and no others.
+
+    Args:
+        model: The network, possibly inside a data-parallel or test-time augmentation wrapper.
+        checkpoint: As :func:`read_checkpoint` returns it.
+        path: Where it came from, for the message.
+
+    Raises:
+        ValueError: If the checkpoint belongs to another network.
+    """
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    weights = checkpoint.get('state_dict', checkpoint)
+    weights = {name.removeprefix('module.'): value for name, value in weights.items()}
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        faults = [line.strip() for line in str(error).splitlines() if 'size mismatch' in line]
+        cause = f'{faults[0]} {_more(faults)}' if faults else str(error)
+        raise ValueError(f'{path} does not fit the network of the config. {cause}') from error
+    # Older checkpoints lack the counters, and nothing here depends on them.
+    missing = [name for name in missing if not name.endswith('num_batches_tracked')]
+    for names, fault in ((missing, 'lacks'), (unexpected, 'holds, unknown to the network,')):
+        if names:
+            raise ValueError(
+                f'{path} does not fit the network of the config: it {fault} {names[0]} '
+                f'{_more(names)}. Give the config that the checkpoint was trained with.'
+            )
+
+
+def _more(names: list[str]) -> str:
+    return f'and {len(names) - 1} more' if len(names) > 1 else 'only'
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [''])[0]

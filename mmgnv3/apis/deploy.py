@@ -1,0 +1,149 @@
+"""Folding a trained checkpoint into its deployed form."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+from mmgnv3.reparam import fold, is_deployed_checkpoint, relative_difference, save_deployed
+
+from .checkpoint import load_weights, read_checkpoint
+from .run import read_config
+
+# Rounding of float32 over the depth of a network; a wrong fold is off by far more.
+TOLERANCE = 1e-4
+# Large enough for SSD's last maps and the deepest map of anything that ends at stride 64.
+_IMAGE_SIZE = 320
+# Of the metadata of a checkpoint, what still holds for its deployed form.
+_KEPT_META = ('dataset_meta', 'epoch', 'iter', 'cfg')
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What folding a checkpoint did.
+
+    Args:
+        num_params: Parameters of the training form.
+        num_folded_params: Parameters of the deployed form.
+        difference: Largest difference between outputs before and after, relative to their scale.
+    """
+
+    num_params: int
+    num_folded_params: int
+    difference: float
+
+
+def fold_checkpoint(
+    config: str, checkpoint: str, out: str, *, cfg_options: dict[str, Any] | None = None
+) -> FoldReport:
+    """Fold the network of a checkpoint and write its deployed form.
+
+    Args:
+        config: Config file of the classifier or detector.
+        checkpoint: Checkpoint of its training form.
+        out: File to write, see :func:`mmgnv3.reparam.save_deployed`.
+        cfg_options: Changes of the config, by dotted names.
+
+    Returns:
+        The sizes, and how exact the folding is.
+
+    Raises:
+        FileNotFoundError: If the config or the checkpoint is missing.
+        ValueError: If one of them is unusable, they do not belong together, the checkpoint is
+            folded already, or ``out`` is the checkpoint.
+        RuntimeError: If the folded network computes something else. Nothing is written then.
+    """
+    cfg = read_config(config, cfg_options)
+    weights = read_checkpoint(checkpoint)
+    if is_deployed_checkpoint(checkpoint):
+        raise ValueError(f'{checkpoint} is folded already: tools/test.py takes it as it is.')
+    if os.path.exists(out) and os.path.samefile(checkpoint, out):
+        raise ValueError(f'{out} is the checkpoint itself. Give the folded one another name.')
+    with MODELS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
+        # Pretrained weights are read by init_weights(), which is not called.
+        model = registry.build(cfg.model)
+    load_weights(model, weights, checkpoint)
+
+    folded = fold(model)
+    differences = _part_differences(model, folded)
+    part = max(differences, key=differences.__getitem__)
+    if not differences[part] <= TOLERANCE:
+        raise RuntimeError(
+            f'Folding changes the outputs of {part} by {differences[part]:.1e} of their scale; '
+            f'{TOLERANCE:.0e} is allowed. {out} was not written. Weights that are not finite or '
+            'a norm variance near zero are the likely cause.'
+        )
+    meta = weights.get('meta', {})
+    save_deployed(folded, out, {key: meta[key] for key in _KEPT_META if _is_plain(meta.get(key))})
+    return FoldReport(_num_params(model), _num_params(folded), differences[part])
+
+
+def _part_differences(model: nn.Module, folded: nn.Module) -> dict[str, float]:
+    """Compare part by part: backbone, neck, every head.
+
+    Both forms of a part get what the part got in one pass of the whole model. Comparing the last
+    outputs alone would not do: rounding reorders the proposals of a two-stage detector.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, _IMAGE_SIZE, _IMAGE_SIZE, generator=generator)
+    size = tuple(images.shape[-2:])
+    sizes = dict.fromkeys(('img_shape', 'pad_shape', 'ori_shape', 'batch_input_shape'), size)
+    samples = [BaseDataElement(metainfo=dict(sizes, scale_factor=(1.0, 1.0))) for _ in images]
+
+    calls: dict[str, tuple[tuple, dict]] = {}
+    hooks = [
+        module.register_forward_pre_hook(_recorder(calls, name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        with torch.no_grad():
+            model.eval()(images, samples)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    inner = {name for name in calls for outer in calls if name.startswith(f'{outer}.')}
+    return {
+        name: relative_difference(
+            _Bound(model.get_submodule(name), kwargs),
+            _Bound(folded.get_submodule(name), kwargs),
+            *args,
+        )
+        for name, (args, kwargs) in calls.items()
+        if name not in inner
+    }
+
+
+def _recorder(calls: dict[str, tuple[tuple, dict]], name: str) -> Callable[..., None]:
+    def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        calls[name] = args, kwargs
+
+    return record
+
+
+class _Bound(nn.Module):
+    """A module with keyword arguments filled in."""
+
+    def __init__(self, module: nn.Module, kwargs: dict) -> None:
+        super().__init__()
+        self.module, self.kwargs = module, kwargs
+
+    def forward(self, *args: Any) -> Any:
+        return self.module(*args, **self.kwargs)
+
+
+def _num_params(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(v) for pair in value.items() for v in pair)
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float)

@@ -1,0 +1,152 @@
+"""Checks of a config's data, made before anything is built from it."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from inspect import isclass
+
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS, Registry
+
+from .coco import check_coco
+
+# Public data sets, recognised by a path, and how to get them.
+_SOURCES = (
+    (
+        r'(^|/)coco(/|$)|instances_(train|val)2017',
+        'COCO 2017 is train2017.zip, val2017.zip and annotations_trainval2017.zip from '
+        'https://cocodataset.org/#download: unpack them into {root}, or link the folder that '
+        'holds them there (ln -s /path/to/coco {root}). `make demo` needs none of it, it trains '
+        'on images that it draws itself.',
+    ),
+    (
+        r'(^|/)imagenet(/|$)',
+        'ImageNet-1K (ILSVRC 2012) is given out at https://image-net.org after registration: '
+        '{root} must hold train/<class>/*.JPEG and val/<class>/*.JPEG, or be a link to the folder '
+        'that does.',
+    ),
+    (r'(^|/)toyshapes(/|$)', '`python tools/make_toy_dataset.py {root}` writes it in seconds.'),
+    (r'(^|/)bccd(/|$)', 'The environment variable BCCD_ROOT names the folder that holds it.'),
+)
+
+
+def iter_datasets(dataset: dict, entry: str) -> Iterator[tuple[str, dict]]:
+    """Walk the data sets inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``.
+
+    Args:
+        dataset: Config of a data set.
+        entry: Its name in the whole config, for example ``train_dataloader.dataset``.
+
+    Yields:
+        Name and config of every data set that wraps no other.
+    """
+    if 'dataset' in dataset:
+        yield from iter_datasets(dataset['dataset'], f'{entry}.dataset')
+    elif 'datasets' in dataset:
+        for index, inner in enumerate(dataset['datasets']):
+            yield from iter_datasets(inner, f'{entry}.datasets.{index}')
+    else:
+        yield entry, dataset
+
+
+def check_data(cfg: Config, splits: Sequence[str]) -> None:
+    """Check that the data of a config are there and make sense.
+
+    Looks for the annotation files and image folders of the data sets and for the annotation files
+    of the evaluators. Where mmdet's ``CocoDataset`` will read them, their contents are checked
+    too, see :func:`mmgnv3.apis.coco.check_coco`. Files that are not on the local disk are not
+    looked at, nor are data sets that download themselves.
+
+    Args:
+        cfg: The whole config.
+        splits: Those of ``'train'``, ``'val'`` and ``'test'`` that will be used.
+
+    Raises:
+        FileNotFoundError: If anything is missing: what, who asked for it and how to get it.
+        ValueError: If an annotation file or an image is corrupt, or if the annotations are not
+            about the classes of the config.
+    """
+    checked = []
+    with DATASETS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
+        for split in splits:
+            metrics = _metrics(cfg.get(f'{split}_evaluator'))
+            loader = cfg.get(f'{split}_dataloader') or {}
+            for entry, config in iter_datasets(
+                loader.get('dataset') or {}, f'{split}_dataloader.dataset'
+            ):
+                dataset = _declare(config, registry)
+                if dataset is None:
+                    continue
+                _check_paths(dataset, entry)
+                if _is_coco(dataset):
+                    arguments = _coco_arguments(dataset, metrics)
+                    if arguments not in checked:
+                        check_coco(**arguments)
+                        checked.append(arguments)
+            for metric in metrics:
+                if metric.get('ann_file'):
+                    _require(metric['ann_file'], f'{split}_evaluator.ann_file', metric)
+
+
+def _metrics(evaluator: dict | Sequence[dict] | None) -> list[dict]:
+    """Configs of the metrics of an evaluator: one, several, or inside a whole evaluator's."""
+    if isinstance(evaluator, dict):
+        evaluator = evaluator.get('metrics', evaluator)
+    return [evaluator] if isinstance(evaluator, dict) else list(evaluator or [])
+
+
+def _declare(config: dict, registry: Registry) -> BaseDataset | None:
+    """Make a data set that knows its paths and classes and has read nothing yet."""
+    kind = config.get('type')
+    kind = registry.get(kind) if isinstance(kind, str) else kind
+    if not (isclass(kind) and issubclass(kind, BaseDataset)):
+        return None
+    dataset = registry.build({**config, 'pipeline': [], 'lazy_init': True})
+    return None if getattr(dataset, 'download', False) else dataset
+
+
+def _check_paths(dataset: BaseDataset, entry: str) -> None:
+    options = dict(backend_args=getattr(dataset, 'backend_args', None))
+    paths = dict(ann_file=dataset.ann_file)
+    paths.update((f'data_prefix.{key}', path) for key, path in dataset.data_prefix.items())
+    for key, path in paths.items():
+        if path:
+            _require(path, f'{entry}.{key}', options, f'{entry}.data_root', dataset.data_root)
+
+
+def _require(path: str, entry: str, options: dict, root_entry: str = '', root: str = '') -> None:
+    if not _is_local(path, options) or os.path.exists(path):
+        return
+    path = os.path.abspath(path)
+    sources = [source for pattern, source in _SOURCES if re.search(pattern, path)]
+    source = f' {sources[0]}' if sources else ''
+    raise FileNotFoundError(
+        f'{path} is missing; the config asks for it in {entry}.'
+        + source.format(root=os.path.abspath(root or os.path.dirname(path)))
+        + f' If the data lie elsewhere: --cfg-options {root_entry if root else entry}=PATH'
+    )
+
+
+def _is_local(path: str, options: dict) -> bool:
+    backend = (options.get('backend_args') or {}).get('backend', 'local')
+    return '://' not in path and backend == 'local'
+
+
+def _is_coco(dataset: BaseDataset) -> bool:
+    """Whether the data set reads its file as mmdet's ``CocoDataset``, that class or one of it."""
+    options = dict(backend_args=getattr(dataset, 'backend_args', None))
+    reader = type(dataset).load_data_list
+    return reader.__module__ == 'mmdet.datasets.coco' and _is_local(dataset.ann_file, options)
+
+
+def _coco_arguments(dataset: BaseDataset, metrics: list[dict]) -> dict:
+    return dict(
+        ann_file=dataset.ann_file,
+        image_folder=dataset.data_prefix['img'],
+        classes=dataset.metainfo['classes'],
+        skip_empty=not dataset.test_mode
+        and (dataset.filter_cfg or {}).get('filter_empty_gt', False),
+        evaluated=bool(metrics),
+        labelled=not any(metric.get('format_only') for metric in metrics),
+    )

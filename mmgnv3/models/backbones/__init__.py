@@ -1,0 +1,5 @@
+"""Backbones."""
+
+from .ghostnetv3 import GhostNetV3
+
+__all__ = ['GhostNetV3']

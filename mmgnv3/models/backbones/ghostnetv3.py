@@ -1,0 +1,390 @@
+"""GhostNetV3 (arXiv 2404.11202) as a backbone for any OpenMMLab framework."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmgnv3.models.layers import BranchConfig, GhostBottleneck, MultiBranchConv2d, is_foldable_norm
+from mmgnv3.models.layers.ghost import make_divisible
+from mmgnv3.registry import MODELS
+
+
+class Row(NamedTuple):
+    """One bottleneck of an architecture table, at width 1.0."""
+
+    kernel_size: int
+    hidden_channels: int
+    out_channels: int
+    se_ratio: float
+    stride: int
+
+
+@MODELS.register_module()
+class GhostNetV3(BaseModule):
+    """GhostNetV3 backbone.
+
+    Multi-branch in training, plain in deployment: :meth:`switch_to_deploy` folds every batch norm
+    and every branch exactly. The network is the public code's
+    (huawei-noah/Efficient-AI-Backbones, ``ghostnetv3_pytorch``) and timm's, with their default
+    (PyTorch's) initialisation; what is constant there is an argument here.
+
+    A stage is a run of blocks of one stride. For the architecture ``'base'`` stages 0 to 4 have
+    the strides 2, 4, 8, 16 and 32 and stage 5 is the last 1 x 1 convolution at stride 32. Stages
+    behind the last one asked for are not built, so that every parameter takes part in training;
+    their weights in a checkpoint are passed over.
+
+    Args:
+        widen_factor: Width multiplier, positive. The paper has 1.0, 1.3 and 1.6.
+        arch: Name of an architecture (``'base'``: GhostNetV3, ``'small'``: GhostNetV3-Small for
+            tiny images, arXiv 2509.12380) or a table: a dict with any of ``stem_channels`` (int),
+            ``stem_stride`` (int), ``rows`` (a sequence of (kernel size, hidden channels, out
+            channels, SE ratio, stride), one a bottleneck) and ``last_channels`` (int), all at
+            width 1.0. What a table leaves out is as in ``'base'``.
+        num_branches: Parallel convolutions N of every re-parameterizable unit, 1 or more.
+        with_scale: Whether depthwise units have the 1 x 1 branch.
+        out_indices: Stages whose outputs are returned, negative ones counted from the end. None
+            means the last stage: ``(5,)`` for ``'base'``. Detectors with an FPN take
+            ``(2, 3, 4)``.
+        frozen_stages: The stem and stages 0 to this one are frozen: eval mode, no gradient. -1
+            freezes nothing.
+        norm_cfg: Config of the norms. Only batch norms with running statistics (``BN``,
+            ``SyncBN``) can be folded. None means ``dict(type='BN')``.
+        norm_eval: Whether norms keep their running statistics in training.
+        with_cp: Trades time for memory: activations inside a block are recomputed in the backward
+            pass. Outputs, gradients and running statistics stay the same.
+        deploy: Builds the folded form, into which weights of a folded backbone can be loaded.
+        init_cfg: Initialisation config of :class:`mmengine.model.BaseModule`, for example
+            ``dict(type='Pretrained', checkpoint=path, prefix='backbone.')``.
+
+    Attributes:
+        out_channels (tuple[int, ...]): Channels of the returned maps, in the order of
+            ``out_indices``; what ``in_channels`` of a neck is to be.
+        out_strides (tuple[int, ...]): Their strides in pixels of the image.
+        min_input_size (int): Smallest height and width of an image in pixels.
+
+    Raises:
+        ValueError: If an argument makes no network, or the norm cannot be folded.
+
+    Examples:
+        >>> import torch
+        >>> backbone = GhostNetV3(widen_factor=1.0, out_indices=(2, 3, 4)).eval()
+        >>> [tuple(x.shape) for x in backbone(torch.rand(1, 3, 224, 224))]
+        [(1, 40, 28, 28), (1, 112, 14, 14), (1, 160, 7, 7)]
+        >>> backbone.out_channels
+        (40, 112, 160)
+        >>> backbone.switch_to_deploy()
+    """
+
+    arch_settings = dict(
+        base=dict(
+            stem_channels=16,
+            stem_stride=2,
+            rows=(
+                (3, 16, 16, 0, 1),
+                (3, 48, 24, 0, 2),
+                (3, 72, 24, 0, 1),
+                (5, 72, 40, 0.25, 2),
+                (5, 120, 40, 0.25, 1),
+                (3, 240, 80, 0, 2),
+                (3, 200, 80, 0, 1),
+                (3, 184, 80, 0, 1),
+                (3, 184, 80, 0, 1),
+                (3, 480, 112, 0.25, 1),
+                (3, 672, 112, 0.25, 1),
+                (5, 672, 160, 0.25, 2),
+                (5, 960, 160, 0, 1),
+                (5, 960, 160, 0.25, 1),
+                (5, 960, 160, 0, 1),
+                (5, 960, 160, 0.25, 1),
+            ),
+            last_channels=960,
+        ),
+        small=dict(
+            stem_channels=16,
+            stem_stride=1,
+            rows=(
+                (3, 16, 16, 0, 1),
+                (3, 32, 20, 0, 2),
+                (3, 40, 20, 0, 1),
+                (3, 48, 32, 0.25, 1),
+                (3, 64, 32, 0.25, 1),
+                (3, 80, 48, 0, 2),
+                (3, 96, 48, 0, 1),
+                (3, 120, 64, 0.25, 1),
+                (3, 128, 80, 0.25, 1),
+                (3, 160, 80, 0.25, 1),
+            ),
+            last_channels=160,
+        ),
+    )
+
+    # The public code gates the expansion of every block but the first two.
+    num_ungated_blocks = 2
+
+    def __init__(
+        self,
+        widen_factor: float = 1.0,
+        arch: str | dict = 'base',
+        num_branches: int = 3,
+        with_scale: bool = True,
+        out_indices: Sequence[int] | None = None,
+        frozen_stages: int = -1,
+        norm_cfg: dict | None = None,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        deploy: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if not (
+            isinstance(widen_factor, int | float)
+            and math.isfinite(widen_factor)
+            and widen_factor > 0
+        ):
+            raise ValueError(f'widen_factor must be a positive number, got {widen_factor!r}.')
+        table = self._read_arch(arch)
+        stage_rows = _split_into_stages(table['rows'])
+        num_stages = len(stage_rows) + 1
+
+        self.arch = arch
+        self.widen_factor = widen_factor
+        self.out_indices = _check_out_indices(out_indices, num_stages)
+        if not -1 <= frozen_stages <= max(self.out_indices):
+            raise ValueError(
+                f'frozen_stages must lie between -1 (none) and {max(self.out_indices)}, the last '
+                f'stage that is built, got {frozen_stages}.'
+            )
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+        self.deploy = deploy
+
+        branch_cfg = BranchConfig(num_branches, with_scale)
+        common = dict(norm_cfg=norm_cfg, deploy=deploy)
+        channels = make_divisible(table['stem_channels'] * widen_factor)
+        stride = table['stem_stride']
+        self.stem = nn.Sequential(
+            MultiBranchConv2d(3, channels, 3, stride=stride, **common), nn.ReLU(inplace=True)
+        )
+
+        self.stages = nn.ModuleList()
+        stage_channels, stage_strides = [], []
+        self.min_input_size = 1
+        block_index = 0
+        for rows in stage_rows[: max(self.out_indices) + 1]:
+            blocks = []
+            for row in rows:
+                with_gate = block_index >= self.num_ungated_blocks
+                block = GhostBottleneck(
+                    channels,
+                    make_divisible(row.hidden_channels * widen_factor),
+                    make_divisible(row.out_channels * widen_factor),
+                    kernel_size=row.kernel_size,
+                    stride=row.stride,
+                    se_ratio=row.se_ratio,
+                    with_gate=with_gate,
+                    branch_cfg=branch_cfg,
+                    **common,
+                )
+                if with_gate:
+                    # A map of an n-pixel image has ceil(n / stride) pixels and the gate needs 2.
+                    self.min_input_size = stride + 1
+                blocks.append(block)
+                channels = make_divisible(row.out_channels * widen_factor)
+                stride *= row.stride
+                block_index += 1
+            self.stages.append(nn.Sequential(*blocks))
+            stage_channels.append(channels)
+            stage_strides.append(stride)
+        if max(self.out_indices) == num_stages - 1:
+            last_channels = make_divisible(table['last_channels'] * widen_factor)
+            self.stages.append(
+                nn.Sequential(
+                    MultiBranchConv2d(channels, last_channels, 1, **common), nn.ReLU(inplace=True)
+                )
+            )
+            stage_channels.append(last_channels)
+            stage_strides.append(stride)
+        self.out_channels = tuple(stage_channels[i] for i in self.out_indices)
+        self.out_strides = tuple(stage_strides[i] for i in self.out_indices)
+        self._freeze_stages()
+
+    @classmethod
+    def _read_arch(cls, arch: str | dict) -> dict:
+        base = cls.arch_settings['base']
+        if isinstance(arch, str):
+            if arch not in cls.arch_settings:
+                raise ValueError(
+                    f'Unknown arch {arch!r}. Known are {", ".join(map(repr, cls.arch_settings))}; '
+                    'a dict makes another one.'
+                )
+            arch = cls.arch_settings[arch]
+        elif not isinstance(arch, dict) or set(arch) - set(base):
+            raise ValueError(
+                f'An arch is a name or a dict with keys among {", ".join(base)}, got {arch!r}.'
+            )
+        table = {**base, **arch}
+        for key in ('stem_channels', 'stem_stride', 'last_channels'):
+            if not isinstance(table[key], int) or table[key] < 1:
+                raise ValueError(f'arch: {key} must be a positive integer, got {table[key]!r}.')
+        rows = []
+        for row in table['rows']:
+            if len(row) != len(Row._fields):
+                raise ValueError(f'arch: a row is ({", ".join(Row._fields)}), got {tuple(row)}.')
+            row = Row(*row)
+            if min(row.hidden_channels, row.out_channels, row.stride) < 1 or row.se_ratio < 0:
+                raise ValueError(f'arch: channels and stride are positive numbers, got {row}.')
+            rows.append(row)
+        if not rows:
+            raise ValueError('arch: rows is empty; a network needs at least one block.')
+        table['rows'] = rows
+        return table
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps of the stages in ``out_indices``.
+
+        Args:
+            x: Images of shape (B, 3, H, W), H and W at least ``min_input_size``.
+
+        Returns:
+            One map a stage, in the order of ``out_indices``: shape (B, C, ceil(H / stride),
+            ceil(W / stride)).
+
+        Raises:
+            ValueError: If the images are too small for the deepest gate.
+        """
+        if min(x.shape[-2:]) < self.min_input_size:
+            raise ValueError(
+                f'Images of {x.shape[-2]} x {x.shape[-1]} pixels are too small: the DFC gate of '
+                f'the deepest stage needs a map of 2 x 2, so {self.min_input_size} pixels a side '
+                'at least. Resize or pad the images, or return earlier stages only (out_indices).'
+            )
+        x = self.stem(x)
+        outs = {}
+        for index, stage in enumerate(self.stages):
+            for block in stage:
+                x = self._forward_block(block, x)
+            if index in self.out_indices:
+                outs[index] = x
+        return tuple(outs[index] for index in self.out_indices)
+
+    def _forward_block(self, block: nn.Module, x: Tensor) -> Tensor:
+        if not (self.with_cp and torch.is_grad_enabled() and isinstance(block, GhostBottleneck)):
+            return block(x)
+        return checkpoint(
+            block,
+            x,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _frozen_statistics(block)),
+        )
+
+    def switch_to_deploy(self) -> None:
+        """Fold all branches and norms, in place. Does nothing if that was done before."""
+        for module in list(self.modules()):
+            if isinstance(module, MultiBranchConv2d):
+                module.switch_to_deploy()
+        self.deploy = True
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        for module in (self.stem, *self.stages[: self.frozen_stages + 1]):
+            module.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'GhostNetV3':
+        """Set the mode; frozen stages stay in eval mode, norms too if ``norm_eval``."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if is_foldable_norm(module):
+                    module.eval()
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+        # mmengine only logs keys and shapes that do not fit and goes on with random weights, so a
+        # checkpoint of another network has to be refused here.
+        for key in list(state_dict):
+            stage = key.removeprefix(f'{prefix}stages.').split('.')[0]
+            if key.startswith(f'{prefix}stages.') and int(stage) >= len(self.stages):
+                del state_dict[key]
+        theirs = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        ours = self.state_dict()
+        if set(theirs) & set(ours):
+            their_form, our_form = _describe(theirs), _describe(ours)
+            if their_form != our_form:
+                raise RuntimeError(
+                    f'The checkpoint holds the backbone of another GhostNetV3: {their_form}; '
+                    f'this one is: {our_form}. Set widen_factor, num_branches, with_scale and '
+                    'deploy as the checkpoint has them. A training form is folded by '
+                    'tools/reparam.py; a folded one cannot be unfolded.'
+                )
+            for name, value in ours.items():
+                if name in theirs and theirs[name].shape != value.shape:
+                    raise RuntimeError(
+                        f'The checkpoint holds a backbone of another arch or width: {name} is '
+                        f'{tuple(theirs[name].shape)} there and {tuple(value.shape)} here.'
+                    )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _split_into_stages(rows: Sequence[Row]) -> list[list[Row]]:
+    stages: list[list[Row]] = [[]]
+    for row in rows:
+        if row.stride > 1 and stages[-1]:
+            stages.append([])
+        stages[-1].append(row)
+    return stages
+
+
+def _check_out_indices(out_indices: Sequence[int] | None, num_stages: int) -> tuple[int, ...]:
+    if out_indices is None:
+        return (num_stages - 1,)
+    if isinstance(out_indices, int):
+        out_indices = (out_indices,)
+    if not out_indices or any(not -num_stages <= i < num_stages for i in out_indices):
+        raise ValueError(
+            f'out_indices must name stages between 0 and {num_stages - 1} (the last 1 x 1 '
+            f'convolution), got {tuple(out_indices)}.'
+        )
+    indices = tuple(i % num_stages for i in out_indices)
+    if len(set(indices)) < len(indices):
+        raise ValueError(f'out_indices names a stage twice: {tuple(out_indices)}.')
+    return indices
+
+
+def _describe(state_dict: dict[str, Tensor]) -> str:
+    """Say which network the weights of a backbone belong to."""
+    deploy = 'stem.0.conv.weight' in state_dict
+    stem = state_dict.get('stem.0.conv.weight' if deploy else 'stem.0.branches.0.conv.weight')
+    channels = 'unknown' if stem is None else stem.shape[0]
+    if deploy:
+        return f'deployed form, {channels} stem channels'
+    cheap = 'stages.0.0.ghost1.cheap.'
+    branches = {k.split('.')[6] for k in state_dict if k.startswith(f'{cheap}branches.')}
+    scale = 'with' if f'{cheap}scale.conv.weight' in state_dict else 'without'
+    return (
+        f'training form, {channels} stem channels, {len(branches)} branches, {scale} 1 x 1 branch'
+    )
+
+
+@contextmanager
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep running statistics as they are: recomputation must not count a batch twice."""
+    norms = [m for m in module.modules() if is_foldable_norm(m)]
+    saved = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        # Not track_running_stats: autograd expects as many saved tensors as in the first pass.
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, num_batches_tracked) in zip(norms, saved, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(num_batches_tracked)

@@ -1,0 +1,84 @@
+"""Folding of whole models: backbone, neck and head."""
+
+import copy
+from collections import Counter
+from typing import TypeVar
+
+from mmcv.cnn import ConvModule
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+from mmgnv3.models.layers import fuse_conv_norm, is_foldable_norm
+
+ModelType = TypeVar('ModelType', bound=nn.Module)
+
+
+def fold(model: ModelType) -> ModelType:
+    """Fold a copy of a model for deployment.
+
+    Two kinds of parts are folded, wherever they are in the model:
+
+    - modules that fold themselves, that is, have a method ``switch_to_deploy`` (GhostNetV3, the
+      multi-branch convolution, mmpretrain's re-parameterizable backbones);
+    - mmcv's ``ConvModule`` whose batch norm directly follows its convolution.
+
+    Outputs in eval mode stay the same up to rounding. Other norms stay as they are.
+
+    Args:
+        model: Any model: classifier, detector, segmentor, a part of one, or one of them inside a
+            data-parallel wrapper, of which the inner model is taken.
+
+    Returns:
+        The folded copy, which can be trained further; gradients reach all weights that had them.
+        The model itself is not touched. Folding a folded model copies it.
+
+    Examples:
+        >>> from mmgnv3.models import GhostNetV3
+        >>> deployed = fold(GhostNetV3(widen_factor=0.5))
+    """
+    if is_model_wrapper(model):
+        model = model.module
+    folded = copy.deepcopy(model)
+    _fold_own(folded)
+    _fold_conv_modules(folded)
+    return folded
+
+
+def _fold_own(module: nn.Module) -> None:
+    if not hasattr(module, 'switch_to_deploy'):
+        for child in module.children():
+            _fold_own(child)
+        return
+    had_grad = any(p.requires_grad for p in module.parameters())
+    module.switch_to_deploy()
+    if had_grad and not any(p.requires_grad for p in module.parameters()):
+        # Several foreign implementations detach every parameter on folding.
+        module.requires_grad_(True)
+
+
+def _fold_conv_modules(model: nn.Module) -> None:
+    conv_modules = [m for m in model.modules() if isinstance(m, ConvModule) and _can_fold(m)]
+    # Heads such as RTMDet's share one convolution between levels that each have a norm of their
+    # own. Folded, every level needs a convolution of its own.
+    uses = Counter(id(m.conv) for m in conv_modules)
+    for conv_module in conv_modules:
+        conv, norm = conv_module.conv, conv_module.norm
+        if uses[id(conv)] > 1:
+            conv = conv_module.conv = copy.deepcopy(conv)
+        kernel, bias = fuse_conv_norm(conv.weight, conv.bias, norm)
+        requires_grad = any(p.requires_grad for m in (conv, norm) for p in m.parameters())
+        conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad)
+        conv.weight = nn.Parameter(kernel.to(conv.weight.dtype), requires_grad)
+        setattr(conv_module, conv_module.norm_name, nn.Identity())
+        # mmcv's shortcut for conv + norm in eval mode looks into the norm, which is gone.
+        conv_module.efficient_conv_bn_eval_forward = None
+
+
+def _can_fold(module: ConvModule) -> bool:
+    order = module.order
+    return (
+        module.with_norm
+        and is_foldable_norm(module.norm)
+        and type(module.conv) is nn.Conv2d
+        and order.index('norm') == order.index('conv') + 1
+    )

@@ -1,0 +1,73 @@
+"""The distribution `mmgnv3`: metadata, extras, and the configs and tools that the wheel carries."""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    """Read the version without importing the package.
+
+    Returns:
+        str: ``__version__`` of ``mmgnv3/__init__.py``.
+    """
+    source = (ROOT / 'mmgnv3' / '__init__.py').read_text(encoding='utf-8')
+    return re.search(r"^__version__ = '(.+)'$", source, flags=re.MULTILINE).group(1)
+
+
+def requirements(name: str) -> list[str]:
+    """Read one file of ``requirements/``.
+
+    Args:
+        name (str): The file's name without its suffix.
+
+    Returns:
+        list[str]: Its requirements, comments left out.
+    """
+    text = (ROOT / 'requirements' / f'{name}.txt').read_text(encoding='utf-8')
+    lines = (line.partition('#')[0].strip() for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+class BuildWithMim(build_py):
+    """Puts ``configs`` and ``tools`` into ``mmgnv3/.mim``, where mim looks for them.
+
+    Copies, not links: a wheel cannot hold links. An editable install needs neither, mim then finds
+    both in the checkout.
+    """
+
+    def run(self) -> None:
+        """Build the package, then add the two trees."""
+        super().run()
+        if self.editable_mode:
+            return
+        for folder in ('configs', 'tools'):
+            target = Path(self.build_lib, 'mmgnv3', '.mim', folder)
+            # A build directory outlives a build: what was renamed since must not come along.
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(
+                ROOT / folder, target, ignore=shutil.ignore_patterns('__pycache__', 'setup_env.py')
+            )
+
+
+setup(
+    name='mmgnv3',
+    version=version(),
+    description='GhostNetV3 backbones and their training recipe for OpenMMLab',
+    long_description='GhostNetV3 for mmpretrain, mmdet and every other OpenMMLab toolbox.',
+    author='the mmgnv3 authors',
+    license='Apache-2.0',
+    packages=find_packages(include=['mmgnv3', 'mmgnv3.*']),
+    python_requires='>=3.10,<3.13',
+    # No OpenMMLab distribution here: OneDL's and upstream's own the same modules, and pulling in
+    # one line beside the other breaks both. The extras are the choice between them.
+    install_requires=['numpy', 'torch'],
+    extras_require={name: requirements(name) for name in ('onedl', 'openmmlab', 'dev')},
+    cmdclass={'build_py': BuildWithMim},
+    zip_safe=False,
+)

@@ -1,0 +1,186 @@
+import json
+import re
+
+import pytest
+from mmengine.config import Config
+
+from mmgnv3.apis import run
+from mmgnv3.apis.preflight import check_data, iter_datasets
+from tests.test_apis.tiny import write_classification, write_detection
+
+SPLITS = ('train', 'val', 'test')
+
+
+@pytest.fixture
+def detector(tmp_path):
+    return Config.fromfile(write_detection(tmp_path))
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    return Config.fromfile(write_classification(tmp_path))
+
+
+def _missing(path, entry):
+    return rf'^{re.escape(str(path))} is missing; the config asks for it in {re.escape(entry)}\.'
+
+
+def test_iter_datasets():
+    first, second, third = ({'type': 'CocoDataset', 'ann_file': name} for name in 'abc')
+    mixed = dict(type='MultiImageMixDataset', dataset=dict(type='RepeatDataset', dataset=second))
+    both = dict(type='ConcatDataset', datasets=[first, mixed])
+    assert list(iter_datasets(both, 'x')) == [
+        ('x.datasets.0', first),
+        ('x.datasets.1.dataset.dataset', second),
+    ]
+    assert list(iter_datasets(third, 'x')) == [('x', third)]
+
+
+def test_sound_data_pass(detector):
+    check_data(detector, SPLITS)
+
+
+def test_sound_folders_pass(classifier):
+    check_data(classifier, SPLITS)
+
+
+@pytest.mark.parametrize(
+    ('entry', 'value', 'missing'),
+    [
+        ('train_dataloader.dataset.ann_file', 'a.json', 'data/a.json'),
+        ('train_dataloader.dataset.data_prefix.img', 'gone/', 'data/gone'),
+        ('val_dataloader.dataset.data_prefix.img', '/gone', '/gone'),
+        ('val_evaluator.ann_file', '/gone/val.json', '/gone/val.json'),
+    ],
+)
+def test_missing_path(detector, tmp_path, entry, value, missing):
+    detector.merge_from_dict({entry: value})
+    with pytest.raises(FileNotFoundError, match=_missing(tmp_path / missing, entry)):
+        check_data(detector, SPLITS)
+
+
+def test_relative_paths_are_named_in_full(detector, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    detector.train_dataloader.dataset.data_root = 'gone'
+    expected = _missing(
+        tmp_path / 'gone/annotations/train.json', 'train_dataloader.dataset.ann_file'
+    )
+    with pytest.raises(FileNotFoundError, match=expected) as raised:
+        check_data(detector, SPLITS)
+    assert str(raised.value).endswith('--cfg-options train_dataloader.dataset.data_root=PATH')
+
+
+def test_only_the_splits_in_use_are_checked(detector):
+    detector.test_dataloader.dataset.ann_file = 'gone.json'
+    check_data(detector, ('train', 'val'))
+    with pytest.raises(FileNotFoundError, match=r'test_dataloader\.dataset\.ann_file'):
+        check_data(detector, ('test',))
+
+
+@pytest.mark.parametrize(
+    ('wrap', 'entry'),
+    [
+        (lambda d: dict(type='RepeatDataset', times=2, dataset=d), 'dataset.dataset.ann_file'),
+        (
+            lambda d: dict(type='ConcatDataset', datasets=[d, d]),
+            'dataset.datasets.0.ann_file',
+        ),
+        (
+            lambda d: dict(type='ClassBalancedDataset', oversample_thr=0.1, dataset=d),
+            'dataset.dataset.ann_file',
+        ),
+        (
+            lambda d: dict(type='MultiImageMixDataset', pipeline=[], dataset=d),
+            'dataset.dataset.ann_file',
+        ),
+    ],
+)
+def test_wrapped_data_set(detector, tmp_path, wrap, entry):
+    inner = detector.train_dataloader.dataset
+    inner.ann_file = 'gone.json'
+    detector.train_dataloader.dataset = wrap(inner)
+    expected = _missing(tmp_path / 'data/gone.json', f'train_dataloader.{entry}')
+    with pytest.raises(FileNotFoundError, match=expected):
+        check_data(detector, SPLITS)
+
+
+def test_metrics_inside_an_evaluator(detector):
+    metric = dict(detector.val_evaluator, ann_file='/gone/val.json')
+    detector.val_evaluator = dict(type='Evaluator', metrics=[metric])
+    with pytest.raises(FileNotFoundError, match='/gone/val.json is missing'):
+        check_data(detector, SPLITS)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(ann_file='http://host/a.json', data_prefix=dict(img='http://host/train/')),
+        dict(data_root='gone', backend_args=dict(backend='petrel')),
+    ],
+)
+def test_other_backends_are_not_looked_at(detector, options):
+    detector.train_dataloader.dataset.update(options)
+    check_data(detector, ('train',))
+
+
+def test_data_set_that_downloads_itself(classifier):
+    dataset = dict(type='CIFAR10', data_root='gone', split='train', pipeline=[])
+    classifier.train_dataloader.dataset = dataset
+    check_data(classifier, ('train',))
+    classifier.train_dataloader.dataset = dict(dataset, download=False)
+    with pytest.raises(FileNotFoundError, match='data_prefix.root'):
+        check_data(classifier, ('train',))
+
+
+def test_unknown_types_are_left_to_the_framework(detector):
+    detector.train_dataloader.dataset.type = 'NoSuchDataset'
+    check_data(detector, ('train',))
+
+
+@pytest.mark.parametrize(
+    ('root', 'hints'),
+    [
+        ('data/coco/', ('cocodataset.org', 'train2017.zip', '{root}', 'make demo')),
+        ('data/imagenet', ('image-net.org', '{root}')),
+        ('data/toyshapes', ('tools/make_toy_dataset.py {root}',)),
+        ('data/bccd', ('BCCD_ROOT',)),
+    ],
+)
+def test_public_data_sets_are_known(detector, tmp_path, monkeypatch, root, hints):
+    monkeypatch.chdir(tmp_path)
+    detector.train_dataloader.dataset.data_root = root
+    with pytest.raises(FileNotFoundError) as raised:
+        check_data(detector, SPLITS)
+    for hint in hints:
+        assert hint.format(root=str(tmp_path / root).rstrip('/')) in str(raised.value)
+
+
+def test_other_data_get_no_such_hint(detector):
+    detector.train_dataloader.dataset.data_root = 'gone'
+    with pytest.raises(FileNotFoundError) as raised:
+        check_data(detector, SPLITS)
+    assert 'COCO' not in str(raised.value)
+
+
+def test_coco_annotations_are_checked(detector, tmp_path):
+    path = tmp_path / 'data/annotations/val.json'
+    path.write_text(json.dumps(dict(json.loads(path.read_text()), annotations=[])))
+    with pytest.raises(ValueError, match=r'val\.json has no image with an object'):
+        check_data(detector, SPLITS)
+    check_data(detector, ('train',))
+    detector.val_evaluator.update(format_only=True, outfile_prefix='x')
+    check_data(detector, ('train', 'val'))
+
+
+def test_default_classes_of_coco_are_not_taken_for_own_ones(detector):
+    del detector.train_dataloader.dataset['metainfo']
+    with pytest.raises(ValueError, match="classes of the config are 'person', 'bicycle'"):
+        check_data(detector, SPLITS)
+
+
+def test_runs_check_before_they_build(tmp_path):
+    config = write_detection(tmp_path)
+    options = {'train_dataloader.dataset.ann_file': 'gone.json', 'work_dir': str(tmp_path / 'work')}
+    with pytest.raises(FileNotFoundError, match=r'gone\.json is missing'):
+        run.train(str(config), cfg_options=options)
+    assert not (tmp_path / 'work').exists()

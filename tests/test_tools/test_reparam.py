@@ -1,0 +1,190 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+from mmgnv3.apis import deploy
+from mmgnv3.apis.deploy import fold_checkpoint
+from mmgnv3.reparam import fold, is_deployed_checkpoint
+from tests.test_apis.tiny import write_classification, write_detection
+from tests.utils import randomize_norms
+
+REPOSITORY = Path(__file__).parents[2]
+
+_TWO_STAGES = """
+default_scope = 'mmdet'
+anchors = dict(type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[16])
+coder = dict(type='DeltaXYWHBBoxCoder')
+nms = dict(type='nms', iou_threshold=0.5)
+model = dict(
+    type='FasterRCNN',
+    backbone=dict(type='mmgnv3.GhostNetV3', widen_factor=0.5, out_indices=(3,)),
+    rpn_head=dict(
+        type='RPNHead', in_channels=56, feat_channels=8, anchor_generator=anchors, bbox_coder=coder
+    ),
+    roi_head=dict(
+        type='StandardRoIHead',
+        bbox_roi_extractor=dict(
+            type='SingleRoIExtractor', out_channels=56, featmap_strides=[16],
+            roi_layer=dict(type='RoIAlign', output_size=3, sampling_ratio=0),
+        ),
+        bbox_head=dict(
+            type='Shared4Conv1FCBBoxHead', in_channels=56, conv_out_channels=8, roi_feat_size=3,
+            fc_out_channels=16, num_classes=2, bbox_coder=coder, norm_cfg=dict(type='BN'),
+        ),
+    ),
+    train_cfg=dict(rpn=None, rcnn=None),
+    test_cfg=dict(
+        rpn=dict(nms_pre=20, max_per_img=10, nms=nms, min_bbox_size=0),
+        rcnn=dict(score_thr=0.0, nms=nms, max_per_img=10),
+    ),
+)
+"""
+
+
+def write_two_stages(folder):
+    config = folder / 'two_stages.py'
+    config.write_text(_TWO_STAGES)
+    return config
+
+
+def build(config):
+    cfg = Config.fromfile(config)
+    with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
+        return randomize_norms(registry.build(cfg.model))
+
+
+@pytest.fixture(
+    params=[write_detection, write_two_stages, write_classification],
+    ids=['one stage', 'two stages', 'classifier'],
+)
+def case(request, tmp_path):
+    """Config and checkpoint of a network, as a training run leaves them."""
+    return save(request.param(tmp_path))
+
+
+@pytest.fixture
+def detector(tmp_path):
+    return save(write_detection(tmp_path))
+
+
+def save(config):
+    model = build(config)
+    meta = dict(epoch=3, dataset_meta=dict(classes=('a', 'b')), unpicklable=torch.nn.Linear(1, 1))
+    checkpoint = dict(
+        meta=meta,
+        state_dict=model.state_dict(),
+        ema_state_dict=model.state_dict(),
+        optimizer=dict(state={}),
+        message_hub={},
+    )
+    path = config.with_name('trained.pth')
+    torch.save(checkpoint, path)
+    return str(config), str(path)
+
+
+def test_fold(case, tmp_path):
+    config, checkpoint = case
+    out = tmp_path / 'new' / 'folded.pth'
+    report = fold_checkpoint(config, checkpoint, str(out))
+
+    model = build(config)
+    folded = fold(model)
+    assert report.num_params == sum(p.numel() for p in model.parameters())
+    assert report.num_folded_params == sum(p.numel() for p in folded.parameters())
+    assert 0 < report.difference < 1e-4
+
+    saved = torch.load(out, weights_only=True)
+    assert saved.keys() == {'meta', 'state_dict'}
+    assert saved['meta']['dataset_meta'] == dict(classes=('a', 'b'))
+    assert 'unpicklable' not in saved['meta']
+    assert is_deployed_checkpoint(out)
+    for name, value in folded.state_dict().items():
+        torch.testing.assert_close(saved['state_dict'][name], value)
+    assert saved['state_dict'].keys() == folded.state_dict().keys()
+
+
+@pytest.mark.parametrize('part', ['backbone', 'roi_head.bbox_head'])
+def test_a_wrong_fold_is_not_written(tmp_path, monkeypatch, part):
+    config, checkpoint = save(write_two_stages(tmp_path))
+
+    def wrong_fold(model):
+        folded = fold(model)
+        with torch.no_grad():
+            for parameter in folded.get_submodule(part).parameters():
+                parameter.mul_(1.01)
+        return folded
+
+    monkeypatch.setattr(deploy, 'fold', wrong_fold)
+    out = tmp_path / 'folded.pth'
+    with pytest.raises(RuntimeError, match=rf'outputs of {part} by \d.*was not written'):
+        fold_checkpoint(config, checkpoint, str(out))
+    assert not out.exists()
+
+
+def test_weights_that_are_not_finite_are_not_written(detector, tmp_path):
+    config, checkpoint = detector
+    saved = torch.load(checkpoint, weights_only=False)
+    saved['state_dict']['backbone.stem.0.branches.0.norm.running_var'][0] = float('nan')
+    torch.save(saved, checkpoint)
+    with pytest.raises(RuntimeError, match='backbone by inf.*not finite'):
+        fold_checkpoint(config, checkpoint, str(tmp_path / 'folded.pth'))
+    assert not (tmp_path / 'folded.pth').exists()
+
+
+def test_pretrained_weights_are_not_fetched(detector, tmp_path):
+    config, checkpoint = detector
+    options = {
+        'model.backbone.init_cfg': dict(type='Pretrained', checkpoint='http://gone.invalid/x.pth')
+    }
+    fold_checkpoint(config, checkpoint, str(tmp_path / 'folded.pth'), cfg_options=options)
+
+
+def test_folding_twice(detector, tmp_path):
+    config, checkpoint = detector
+    once, twice = str(tmp_path / 'once.pth'), str(tmp_path / 'twice.pth')
+    fold_checkpoint(config, checkpoint, once)
+    with pytest.raises(ValueError, match=r'once\.pth is folded already'):
+        fold_checkpoint(config, once, twice)
+    assert not os.path.exists(twice)
+
+
+def test_the_checkpoint_is_not_overwritten(detector, tmp_path):
+    config, checkpoint = detector
+    link = tmp_path / 'link.pth'
+    link.symlink_to(checkpoint)
+    before = Path(checkpoint).read_bytes()
+    for out in (checkpoint, str(link)):
+        with pytest.raises(ValueError, match='is the checkpoint itself'):
+            fold_checkpoint(config, checkpoint, out)
+    assert Path(checkpoint).read_bytes() == before
+
+
+def test_checkpoint_of_another_width(detector, tmp_path):
+    config, checkpoint = detector
+    options = {'model.backbone.widen_factor': 1.0, 'model.neck.in_channels': [40, 112, 160]}
+    with pytest.raises(ValueError, match='does not fit the network of the config'):
+        fold_checkpoint(config, checkpoint, str(tmp_path / 'folded.pth'), cfg_options=options)
+
+
+def test_checkpoint_of_another_network(detector, tmp_path):
+    config, checkpoint = detector
+    options = {'model.bbox_head.stacked_convs': 2}
+    with pytest.raises(ValueError, match=r'lacks bbox_head\.cls_convs\.1'):
+        fold_checkpoint(config, checkpoint, str(tmp_path / 'folded.pth'), cfg_options=options)
+
+
+def test_command_line(detector, tmp_path):
+    out = tmp_path / 'folded.pth'
+    command = [sys.executable, REPOSITORY / 'tools/reparam.py', *detector, out]
+    env = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f'{out}: 1,' in done.stdout
+    assert 'parameters folded into' in done.stdout
+    assert is_deployed_checkpoint(out)

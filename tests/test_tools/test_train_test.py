@@ -1,0 +1,155 @@
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmgnv3.apis import run
+from mmgnv3.apis.deploy import fold_checkpoint
+from tests.test_apis.tiny import write_classification, write_detection
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def call(tool, *arguments, cwd):
+    """Run a tool as a user does, from another directory."""
+    command = [sys.executable, REPOSITORY / 'tools' / tool, *arguments]
+    # Not every environment has the package installed; and a test run is no distributed one.
+    env = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory):
+    """Config, checkpoint and folded checkpoint of a detector that the tool has trained."""
+    folder = tmp_path_factory.mktemp('detector')
+    config = str(write_detection(folder))
+    done = call('train.py', config, '--local-rank', '0', '--auto-scale-lr', cwd=folder)
+    assert done.returncode == 0, done.stderr
+    checkpoint = str(folder / 'work_dirs/detector/epoch_1.pth')
+    fold_checkpoint(config, checkpoint, str(folder / 'folded.pth'))
+    return config, checkpoint, str(folder / 'folded.pth')
+
+
+@pytest.fixture(scope='module')
+def classifier(tmp_path_factory):
+    """The same of a classifier."""
+    folder = tmp_path_factory.mktemp('classifier')
+    config = str(write_classification(folder))
+    run.train(config, work_dir=str(folder / 'work'))
+    checkpoint = str(folder / 'work/epoch_1.pth')
+    fold_checkpoint(config, checkpoint, str(folder / 'folded.pth'))
+    return config, checkpoint, str(folder / 'folded.pth')
+
+
+@pytest.mark.parametrize(
+    ('tool', 'flags'),
+    [
+        ('train.py', ('--resume', '--auto-scale-lr', '--no-validate', '--launcher', '--amp')),
+        ('test.py', ('--out', '--out-item', '--show-dir', '--tta', '--launcher', '--amp')),
+    ],
+)
+def test_help(tool, flags, tmp_path):
+    answer = call(tool, '-h', cwd=tmp_path)
+    assert answer.returncode == 0
+    for flag in ('--work-dir', '--cfg-options', *flags):
+        assert flag in answer.stdout
+
+
+def test_without_coco_the_front_door_says_what_to_do(tmp_path):
+    done = call('train.py', REPOSITORY / 'configs/retinanet_gnv3.py', cwd=tmp_path)
+    assert done.returncode == 1
+    for text in (f'{tmp_path}/data/coco/annotations/', 'cocodataset.org', 'make demo'):
+        assert text in done.stderr
+    assert 'Traceback' not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_of_the_network_are_refused_in_one_message(detector, tmp_path):
+    config, *_ = detector
+    options = ('--cfg-options', 'model.backbone.widen_factor=-1', '--work-dir', tmp_path / 'work')
+    done = call('train.py', config, *options, cwd=tmp_path)
+    assert done.returncode == 1
+    assert 'error: widen_factor must be' in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def predictions(config, checkpoint, folder, **options):
+    out = folder / f'{Path(checkpoint).stem}.pkl'
+    run.test(config, checkpoint, work_dir=str(folder), out=str(out), **options)
+    return pickle.loads(out.read_bytes())
+
+
+def test_folded_detector_predicts_the_same(detector, tmp_path):
+    config, checkpoint, folded = detector
+    ours, theirs = (predictions(config, path, tmp_path) for path in (checkpoint, folded))
+    assert len(ours) == 2
+    for one, other in zip(ours, theirs, strict=True):
+        assert len(one['pred_instances']['scores']) > 0
+        for key in ('scores', 'bboxes'):
+            torch.testing.assert_close(
+                one['pred_instances'][key], other['pred_instances'][key], rtol=1e-4, atol=1e-4
+            )
+
+
+def test_folded_classifier_predicts_the_same(classifier, tmp_path):
+    config, checkpoint, folded = classifier
+    ours, theirs = (predictions(config, path, tmp_path) for path in (checkpoint, folded))
+    assert len(ours) == 4
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one['pred_score'], other['pred_score'], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('form', [1, 2], ids=['training form', 'folded'])
+def test_test_time_augmentation(detector, classifier, tmp_path, form):
+    for name, case in dict(detector=detector, classifier=classifier).items():
+        plain, augmented = (
+            predictions(case[0], case[form], tmp_path / name / str(tta), tta=tta)
+            for tta in (False, True)
+        )
+        assert len(augmented) == len(plain)
+        assert str(augmented) != str(plain)
+
+
+def test_metrics_are_written(classifier, tmp_path):
+    config, checkpoint, _ = classifier
+    out = tmp_path / 'results' / 'metrics.json'
+    options = dict(work_dir=str(tmp_path / 'work'), out=str(out), out_item='metrics')
+    metrics = run.test(config, checkpoint, **options)
+    assert 'accuracy/top1' in metrics
+    assert json.loads(out.read_text()) == pytest.approx(metrics)
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_pictures_are_drawn(detector, tmp_path):
+    config, _, folded = detector
+    run.test(config, folded, work_dir=str(tmp_path), show_dir='pictures')
+    assert len(list(tmp_path.glob('*/pictures/*.jpg'))) == 2
+
+
+def test_checkpoint_of_another_width_is_refused(classifier, tmp_path):
+    config, checkpoint, folded = classifier
+    options = {'model.backbone.widen_factor': 1.0, 'model.head.in_channels': 960}
+    for path in (checkpoint, folded):
+        with pytest.raises(ValueError, match='does not fit the network of the config'):
+            run.test(config, path, work_dir=str(tmp_path), cfg_options=options)
+
+
+def test_resume_goes_on(classifier, tmp_path):
+    config, checkpoint, _ = classifier
+    options = {'train_cfg.max_epochs': 2}
+    run.train(config, work_dir=str(tmp_path), resume=checkpoint, cfg_options=options)
+    resumed = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
+    assert resumed['meta']['epoch'] == 2
+    assert not (tmp_path / 'epoch_1.pth').exists()
+
+
+def test_a_folded_network_is_not_resumed(detector, tmp_path):
+    config, _, folded = detector
+    with pytest.raises(ValueError, match='nothing can be resumed'):
+        run.train(config, work_dir=str(tmp_path / 'work'), resume=folded)
+    assert not (tmp_path / 'work').exists()
