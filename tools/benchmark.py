@@ -237,12 +237,11 @@ def wait_for(device: torch.device) -> None:
 
 
 def describe_machine(device: torch.device) -> str:
-    """Name processor, threads and torch's version."""
+    """Name processors, threads and torch's version."""
+    parts = [cpu_name(), f'threads: {torch.get_num_threads()}', f'torch {torch.__version__}']
     if device.type == 'cuda':
-        processor = torch.cuda.get_device_name(device)
-    else:
-        processor = f'{cpu_name()}, threads: {torch.get_num_threads()}'
-    return f'{processor}, torch {torch.__version__}'
+        parts.insert(0, torch.cuda.get_device_name(device))
+    return ', '.join(parts)
 
 
 def cpu_name() -> str:
@@ -257,7 +256,7 @@ def cpu_name() -> str:
 
 def format_table(rows: Sequence[Row]) -> str:
     """Write rows as a Markdown table."""
-    header = ('network', 'params', 'folded', 'MACs', 'latency', 'folded')
+    header = ('network', 'params', 'params folded', 'MACs', 'latency', 'latency folded')
     lines = [header, ('---', *['---:'] * (len(header) - 1))]
     for row in rows:
         lines.append(

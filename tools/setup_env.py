@@ -1,8 +1,7 @@
 """Make ``.venv`` and fill it with the default stack, with the Python that runs this file.
 
-The work is cut into numbered steps. A finished step leaves a stamp, keyed by what the step and
-those before it depend on: a later call does what is missing, out of date or was interrupted, and no
-more.
+The work is cut into numbered steps. A finished step leaves a stamp that holds a hash of what it
+depends on: a later call goes on with the first step that is new, out of date or was interrupted.
 """
 
 import contextlib
@@ -20,7 +19,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
-from itertools import takewhile
+from itertools import dropwhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,11 +184,10 @@ class Setup:
         with self.locked():
             fault = self.venv_fault()
             steps = self.steps()
-            keys = self.keys(steps)
-            done = 0 if fault else self.count_done(steps, keys)
-            if done == len(steps):
+            pending = steps if fault else list(dropwhile(self.is_done, steps))
+            if not pending:
                 return
-            self.check_machine(new_venv=bool(fault), pending={step.name for step in steps[done:]})
+            self.check_machine(new_venv=bool(fault), pending={step.name for step in pending})
             shutil.rmtree(self.downloads, ignore_errors=True)
             self.downloads.mkdir(exist_ok=True)
             say(f'set-up: filling .venv with Python {self.version}; details in {self.log}')
@@ -197,12 +195,14 @@ class Setup:
                 say(f'[1/{len(steps) + 1}] virtual environment, some 10 s: {fault}')
                 self.make_venv()
             self.stamps.mkdir(exist_ok=True)
-            for step in steps[done:]:
+            # What follows a step builds on it, and is out of date with it.
+            for step in pending:
                 (self.stamps / step.name).unlink(missing_ok=True)
-            for number, step in enumerate(steps[done:], start=done + 2):
-                say(f'[{number}/{len(steps) + 1}] {step.title}')
-                step.action()
-                (self.stamps / step.name).write_text(keys[number - 2])
+            for number, step in enumerate(steps, start=2):
+                if step in pending:
+                    say(f'[{number}/{len(steps) + 1}] {step.title}')
+                    step.action()
+                    (self.stamps / step.name).write_text(self.key(step))
             say('set-up: complete')
 
     @contextlib.contextmanager
@@ -230,7 +230,9 @@ class Setup:
             Step('build', 'build tools, some 10 s', build, lambda: self.install(*build)),
             Step('torch', 'torch, about 2 min and 7 GB', torch, lambda: self.install(*torch)),
             Step('mmcv', 'mmcv, about 6 min on two cores if not compiled yet', [mmcv], self.mmcv),
-            Step('stack', 'mmdet, mmpretrain, mim, about 1 min', rest, lambda: self.libraries(rest)),
+            Step(
+                'stack', 'mmdet, mmpretrain, mim, about 1 min', rest, lambda: self.libraries(rest)
+            ),
             Step(
                 'package',
                 'mmgnv3 and what checks it, some 10 s',
@@ -241,28 +243,14 @@ class Setup:
             Step('import', 'importing everything once, some 20 s', [], self.try_imports),
         ]
 
-    def keys(self, steps: list[Step]) -> list[str]:
-        """Compute what the stamps have to hold.
+    def key(self, step: Step) -> str:
+        """Compute what the stamp of a finished step holds: a hash of all that it depends on."""
+        return hashlib.sha256(repr((self.version, step.inputs)).encode()).hexdigest()
 
-        Args:
-            steps (list[Step]): All steps.
-
-        Returns:
-            list[str]: For each step a hash of its inputs, the earlier ones' and the interpreter.
-        """
-        digest = hashlib.sha256(self.version.encode())
-        keys = []
-        for step in steps:
-            digest.update(repr((step.name, step.inputs)).encode())
-            keys.append(digest.hexdigest())
-        return keys
-
-    def count_done(self, steps: list[Step], keys: list[str]) -> int:
-        """Count the leading steps whose stamps are there and right."""
-
-        stamps = [self.stamps / step.name for step in steps]
-        found = [stamp.read_text() if stamp.is_file() else '' for stamp in stamps]
-        return len(list(takewhile(bool, map(str.__eq__, found, keys))))
+    def is_done(self, step: Step) -> bool:
+        """Tell whether the stamp of a step is there and up to date."""
+        stamp = self.stamps / step.name
+        return stamp.is_file() and stamp.read_text() == self.key(step)
 
     def venv_fault(self) -> str:
         """Say why ``.venv`` has to be made anew; empty where it can stay."""

@@ -1,10 +1,9 @@
 """Folding of whole models: backbone, neck and head."""
 
 import copy
-from collections import Counter
 from typing import TypeVar
 
-from mmcv.cnn import ConvModule
+from mmcv.cnn import Conv2d, ConvModule
 from mmengine.model import is_model_wrapper
 from torch import nn
 
@@ -18,8 +17,8 @@ def fold(model: ModelType) -> ModelType:
 
     Two kinds of parts are folded, wherever they are in the model:
 
-    - modules that fold themselves, that is, have a method ``switch_to_deploy`` (GhostNetV3, the
-      multi-branch convolution, mmpretrain's re-parameterizable backbones);
+    - modules that fold themselves, that is, have a method ``switch_to_deploy``: GhostNetV3, the
+      multi-branch convolution, and foreign ones such as MobileOne, whose own folding is trusted;
     - mmcv's ``ConvModule`` whose batch norm directly follows its convolution.
 
     Outputs in eval mode stay the same up to rounding. Other norms stay as they are.
@@ -58,13 +57,11 @@ def _fold_own(module: nn.Module) -> None:
 
 def _fold_conv_modules(model: nn.Module) -> None:
     conv_modules = [m for m in model.modules() if isinstance(m, ConvModule) and _can_fold(m)]
-    # Heads such as RTMDet's share one convolution between levels that each have a norm of their
-    # own. Folded, every level needs a convolution of its own.
-    uses = Counter(id(m.conv) for m in conv_modules)
     for conv_module in conv_modules:
+        # Heads such as RTMDet's share one convolution between levels that each have a norm of their
+        # own. Folded, every level needs a convolution of its own.
+        conv_module.conv = copy.deepcopy(conv_module.conv)
         conv, norm = conv_module.conv, conv_module.norm
-        if uses[id(conv)] > 1:
-            conv = conv_module.conv = copy.deepcopy(conv)
         kernel, bias = fuse_conv_norm(conv.weight, conv.bias, norm)
         requires_grad = any(p.requires_grad for m in (conv, norm) for p in m.parameters())
         conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad)
@@ -79,6 +76,7 @@ def _can_fold(module: ConvModule) -> bool:
     return (
         module.with_norm
         and is_foldable_norm(module.norm)
-        and type(module.conv) is nn.Conv2d
+        # Not isinstance: some of mmcv's convolutions standardise their weights on every call.
+        and type(module.conv) in (nn.Conv2d, Conv2d)
         and order.index('norm') == order.index('conv') + 1
     )

@@ -28,7 +28,7 @@ model = dict(
     train_cfg=dict(
         assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),
         sampler=dict(type='PseudoSampler'),
-        allowed_border=-1,
+        allowed_border=-1, pos_weight=-1,
     ),
     test_cfg=dict(
         nms_pre=100, score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20

@@ -71,15 +71,15 @@ CASES = {
     ),
     'RetinaNet': Case('retinanet/retinanet_r50_fpn_1x_coco.py', (1, 2, 3, 4)),
     'ATSS': Case('atss/atss_r50_fpn_1x_coco.py', (1, 2, 3, 4), norms_left=GROUP_NORM),
-    # With less than two pixels in the deepest map its centerness is too few numbers, all near zero,
-    # to measure a difference by.
+    # In smaller images the deepest map is one pixel: its centerness is two numbers, both near zero,
+    # and rounding is large beside them.
     'FCOS': Case(
         'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', (1, 2, 3, 4), size=160, norms_left=GROUP_NORM
     ),
     'YOLOX': Case('yolox/yolox_s_8xb8-300e_coco.py', (2, 3, 4)),
     'RTMDet': Case('rtmdet/rtmdet_s_8xb32-300e_coco.py', (2, 3, 4)),
     'YOLOv3': Case('yolo/yolov3_d53_8xb8-ms-608-273e_coco.py', (2, 3, 4), set_neck_deepest_first),
-    # Its six maps end in a single pixel at this size and at no smaller one.
+    # Much smaller images leave nothing of the last one of its six maps.
     'SSD': Case('ssd/ssd300_coco.py', (2, 3), set_ssd, size=300),
     'SSDLite': Case('ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py', (3, 5), set_ssd),
     'Deformable DETR': Case(

@@ -22,9 +22,9 @@ def conv_module(**kwargs) -> ConvModule:
 class SharedConvs(nn.Module):
     """Two levels with one convolution and a norm each, as in RTMDet's head."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm_cfg: dict) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(conv_module() for _ in range(2))
+        self.levels = nn.ModuleList([conv_module(), conv_module(norm_cfg=norm_cfg)])
         randomize_norms(self.levels[1], seed=1)
         self.levels[1].conv = self.levels[0].conv
 
@@ -47,6 +47,7 @@ def x() -> Tensor:
         dict(groups=4),
         dict(order=('act', 'conv', 'norm')),
         dict(padding_mode='reflect'),
+        dict(conv_cfg=dict(type='Conv')),
     ],
     ids=str,
 )
@@ -64,6 +65,7 @@ def test_conv_module(kwargs, x):
     'kwargs',
     [
         dict(order=('norm', 'conv', 'act')),
+        dict(conv_cfg=dict(type='ConvWS')),
         dict(norm_cfg=dict(type='GN', num_groups=2)),
         dict(norm_cfg=dict(type='IN')),
         dict(norm_cfg=dict(type='BN', track_running_stats=False)),
@@ -79,8 +81,9 @@ def test_conv_module_without_a_norm_to_fold_is_copied(kwargs, x):
     assert relative_difference(module, folded, x) == 0
 
 
-def test_convolution_shared_between_norms(x):
-    model = SharedConvs()
+@pytest.mark.parametrize('norm_cfg', [dict(type='BN'), dict(type='GN', num_groups=2)], ids=str)
+def test_convolution_shared_between_norms(norm_cfg, x):
+    model = SharedConvs(norm_cfg)
     folded = fold(model)
     assert relative_difference(model, folded, x) < 1e-13
     assert folded.levels[0].conv is not folded.levels[1].conv
@@ -125,7 +128,9 @@ def test_foreign_backbone_that_detaches_can_be_trained_after_folding():
 
 
 def test_wrapped_model(monkeypatch):
-    monkeypatch.setattr(MMDistributedDataParallel, '__init__', lambda self: nn.Module.__init__(self))
+    monkeypatch.setattr(
+        MMDistributedDataParallel, '__init__', lambda self: nn.Module.__init__(self)
+    )
     wrapper = MMDistributedDataParallel()
     wrapper.module = GhostNetV3(widen_factor=0.5)
     folded = fold(wrapper)

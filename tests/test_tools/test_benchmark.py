@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark.py'
 
 
@@ -28,24 +29,15 @@ def read_table(text: str) -> dict[str, list[str]]:
     return {line[0]: line[1:] for line in lines}
 
 
-def test_infer(run, capsys, tmp_path):
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=needs_cuda)])
+def test_infer(run, capsys, tmp_path, device):
     out = tmp_path / 'new' / 'infer.json'
-    run(
-        'infer',
-        '--widths',
-        '0.5',
-        '--rounds',
-        '1',
-        '--threads',
-        '1',
-        '--size',
-        '64',
-        '--out',
-        str(out),
-    )
+    options = ['--widths', '0.5', '--rounds', '1', '--threads', '1', '--size', '64']
+    run('infer', *options, '--device', device, '--out', str(out))
     printed = capsys.readouterr().out
     table = read_table(printed)
-    assert table.pop('network') == ['params', 'folded', 'MACs', 'latency', 'folded']
+    columns = ['params', 'params folded', 'MACs', 'latency', 'latency folded']
+    assert table.pop('network') == columns
     del table['---']
     assert list(table) == [
         'GhostNetV3 0.5x',

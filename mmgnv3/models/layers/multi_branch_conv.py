@@ -226,9 +226,7 @@ def is_foldable_norm(module: nn.Module) -> bool:
     return is_batch_norm and getattr(module, 'running_var', None) is not None
 
 
-def fuse_conv_norm(
-    kernel: Tensor, bias: Tensor | None, norm: nn.Module
-) -> tuple[Tensor, Tensor]:
+def fuse_conv_norm(kernel: Tensor, bias: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Kernel and bias of the convolution that equals ``norm(conv(x))`` in eval mode.
 
     Args:

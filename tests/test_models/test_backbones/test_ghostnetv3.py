@@ -297,9 +297,7 @@ def test_checkpointing_changes_nothing():
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     for backbone in (plain, thrifty):
         sum(out.square().mean() for out in backbone(x)).backward()
-    for (name, ours), theirs in zip(
-        thrifty.named_parameters(), plain.parameters(), strict=True
-    ):
+    for (name, ours), theirs in zip(thrifty.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12, msg=name)
     # Recomputation must not update the running statistics a second time.
     for (name, ours), theirs in zip(thrifty.named_buffers(), plain.buffers(), strict=True):
@@ -366,7 +364,8 @@ def test_checkpoint_of_another_network_is_refused(theirs, ours, message, strict,
 
 
 @pytest.mark.parametrize(
-    ('channels', 'expected'), [(8, 8), (10.4, 12), (0.1, 4), (2.5, 4), (57.2, 56), (93.6, 92), (11, 12), (4.5, 8)]
+    ('channels', 'expected'),
+    [(8, 8), (10.4, 12), (0.1, 4), (2.5, 4), (57.2, 56), (93.6, 92), (11, 12), (4.5, 8)],
 )
 def test_make_divisible(channels, expected):
     assert make_divisible(channels) == expected

@@ -119,7 +119,9 @@ def test_folding_of_float32_rounds_once():
     assert torch.equal(single.fold()[1], bias.float())
 
 
-@pytest.mark.parametrize('norm_cfg', [dict(type='BN'), dict(type='SyncBN'), dict(type='BN', eps=1e-2)])
+@pytest.mark.parametrize(
+    'norm_cfg', [dict(type='BN'), dict(type='SyncBN'), dict(type='BN', eps=1e-2)]
+)
 def test_foldable_norms(norm_cfg):
     unit = make_unit('depthwise', norm_cfg=norm_cfg).eval()
     folded = copy.deepcopy(unit)

@@ -1,7 +1,7 @@
 # Training on your own data: photographs of blood cells (BCCD, 3 classes, COCO json, 205 images to
 # train, 87 to validate, 72 to test), from scratch, on a CPU.
 #
-#     python tools/train.py configs/retinanet-light_ghostnetv3-0x5_1xb8_bccd.py
+#     python tools/train.py configs/retinanet-light_ghostnetv3-0x5_1xb4_bccd.py
 #
 # For other data in COCO format change what stands above the line.
 _base_ = [
@@ -19,6 +19,7 @@ image_scale = (320, 240)  # width, height in pixels that the network sees
 # --------------------------------------------------------------------------------------------------
 
 model = dict(
+    neck=dict(norm_cfg=dict(type='BN')),
     bbox_head=dict(
         num_classes=num_classes,
         # Half of RetinaNet's anchors: the smallest has 16 pixels a side. A platelet has about 20 at
@@ -33,8 +34,9 @@ train_pipeline = [
     dict(type='RandomResize', scale=image_scale, ratio_range=(0.8, 1.25), keep_ratio=True),
     dict(type='RandomCrop', crop_size=(image_scale[1], image_scale[0])),
     # A slide has no up and no left.
-    dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
-    dict(type='PhotoMetricDistortion'),
+    dict(
+        type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']
+    ),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
@@ -49,7 +51,7 @@ test_pipeline = [
 
 
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
@@ -78,24 +80,27 @@ val_dataloader = dict(
         pipeline=test_pipeline,
     ),
 )
-test_dataloader = {**val_dataloader, 'dataset': {**val_dataloader['dataset'], 'ann_file': 'test.json'}}
+test_dataloader = {
+    **val_dataloader,
+    'dataset': {**val_dataloader['dataset'], 'ann_file': 'test.json'},
+}
 val_evaluator = dict(
     type='CocoMetric', ann_file=f'{data_root}/val.json', metric='bbox', classwise=True
 )
 test_evaluator = {**val_evaluator, 'ann_file': f'{data_root}/test.json'}
 
-max_epochs = 60
+max_epochs = 40
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=10)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=10.0),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(
         type='CosineAnnealingLR',
         by_epoch=True,
