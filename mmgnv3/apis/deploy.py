@@ -148,6 +148,9 @@ def _plain(values: dict) -> dict:
 
 
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
-    return isinstance(value, str | int | float | dict)
+    # The very types: NumPy's float64 is a float too.
+    return type(value) in (str, int, float, bool)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import mmengine
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
-from mmengine.dist import is_main_process
+from mmengine.dist import is_distributed, is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
@@ -297,6 +298,19 @@ def _flip_pipeline(pipeline: Sequence[dict]) -> list[dict]:
 
 
 def _build_runner(cfg: Config) -> Runner:
+    if cfg.launcher == 'pytorch' and get_device() == 'cpu':
+        # mmengine's own launching and wrapping take a GPU for granted.
+        if not is_distributed():
+            torch.distributed.init_process_group('gloo')
+        cfg.setdefault(
+            'model_wrapper_cfg',
+            dict(
+                type='MMDistributedDataParallel',
+                device_ids=None,
+                broadcast_buffers=False,
+                find_unused_parameters=cfg.get('find_unused_parameters', False),
+            ),
+        )
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 

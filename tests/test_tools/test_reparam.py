@@ -79,7 +79,7 @@ def save(config):
     model = build(config)
     # What mmengine saves also holds arrays and the like, which plain loading refuses.
     data = dict(classes=('a', 'b'), palette=[(1, 2, 3)], colors=np.zeros(2))
-    meta = dict(epoch=3, dataset_meta=data, time=np.float64(1))
+    meta = dict(epoch=3, dataset_meta=data, iter=np.float64(7))
     checkpoint = dict(
         meta=meta,
         state_dict=model.state_dict(),
@@ -107,6 +107,7 @@ def test_fold(case, tmp_path):
     saved = torch.load(out, weights_only=True)
     assert saved.keys() == {'meta', 'state_dict'}
     assert saved['meta']['epoch'] == 3
+    assert 'iter' not in saved['meta']
     assert saved['meta']['dataset_meta'] == dict(classes=('a', 'b'), palette=[(1, 2, 3)])
     assert is_deployed_checkpoint(out)
     for name, value in folded.state_dict().items():

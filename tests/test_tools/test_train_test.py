@@ -17,9 +17,9 @@ from tests.test_apis.tiny import write_classification, write_detection
 REPOSITORY = Path(__file__).parents[2]
 
 
-def call(tool, *arguments, cwd):
+def call(tool, *arguments, cwd, launch=()):
     """Run a tool as a user does, from another directory."""
-    command = [sys.executable, REPOSITORY / 'tools' / tool, *arguments]
+    command = [sys.executable, *launch, REPOSITORY / 'tools' / tool, *arguments]
     # Not every environment has the package installed; and a test run is no distributed one.
     env = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
@@ -161,3 +161,25 @@ def test_a_folded_network_is_not_resumed(detector, tmp_path):
     with pytest.raises(ValueError, match='nothing can be resumed'):
         run.train(config, work_dir=str(tmp_path / 'work'), resume=folded)
     assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.slow
+def test_two_processes_test_a_folded_network(detector, predict, tmp_path):
+    config, _, folded = detector
+    launch = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')
+    out = tmp_path / 'predictions.pkl'
+    done = call(
+        'test.py',
+        config,
+        folded,
+        '--launcher',
+        'pytorch',
+        '--out',
+        out,
+        cwd=tmp_path,
+        launch=launch,
+    )
+    assert done.returncode == 0, done.stderr
+    together = pickle.loads(out.read_bytes())
+    for one, other in zip(predict(config, folded), together, strict=True):
+        torch.testing.assert_close(one['pred_instances'], other['pred_instances'])
