@@ -20,10 +20,10 @@ demo: env ## train a small detector on generated pictures, fold it, show what it
 	$(RUN) tools/demo.py
 
 test: lint ## lint, formatting and the fast tests
-	$(RUN) -m pytest -q --durations=10
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q --durations=10
 
 test-slow: env ## the tests that train for minutes
-	$(RUN) -m pytest -q --durations=10 -m slow
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q --durations=10 -m slow
 
 lint: env ## lint and formatting
 	$(RUN) -m ruff check

@@ -19,7 +19,6 @@ image_scale = (320, 240)  # width, height in pixels that the network sees
 # --------------------------------------------------------------------------------------------------
 
 model = dict(
-    neck=dict(norm_cfg=dict(type='BN')),
     bbox_head=dict(
         num_classes=num_classes,
         # Half of RetinaNet's anchors: the smallest has 16 pixels a side. A platelet has about 20 at
@@ -89,13 +88,13 @@ val_evaluator = dict(
 )
 test_evaluator = {**val_evaluator, 'ann_file': f'{data_root}/test.json'}
 
-max_epochs = 40
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=10)
+max_epochs = 32
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=8)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.05, fused=True),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=10.0),
 )
@@ -111,5 +110,5 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(interval=10, max_keep_ckpts=1, save_best='coco/bbox_mAP'),
+    checkpoint=dict(interval=8, max_keep_ckpts=1, save_best='coco/bbox_mAP'),
 )

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-# A file above this many bytes is not parsed, since the data set will do that anyway: for COCO's
-# own training set (450 MB) it takes ten seconds. The validation set has 20 MB.
+# A file above this many bytes is not parsed, since the data set will do that anyway: COCO's own
+# training set (450 MB) would take 20 s more. The validation set has 20 MB.
 _MAX_PARSED_BYTES = 100 << 20
 # So many images, evenly spaced over the set, are decoded: one or two milliseconds each.
 _MAX_DECODED_IMAGES = 2000
@@ -63,32 +63,28 @@ def check_coco(
         used = [image for image in images if image['id'] in with_objects]
         if not used:
             raise ValueError(
-                f'{ann_file} has no image with an object of a known category: '
-                f'{len(images)} images and {len(content["annotations"])} annotations do not refer '
-                'to each other. Export it again.'
+                f'{ann_file} has no image with an object of a known category: none of its '
+                f'{len(content["annotations"])} annotations has the image_id of one of its '
+                f'{len(images)} images and the category_id of a class. Export it again.'
             )
         images = used if skip_empty else images
     _check_images([image['file_name'] for image in images], image_folder, ann_file)
 
 
 def _read(path: str) -> Any:
-    """Parse a file; of a very large one only the end is looked at, and None returned."""
-    try:
-        if os.path.getsize(path) <= _MAX_PARSED_BYTES:
-            with open(path, encoding='utf-8') as file:
-                return json.load(file)
+    """Parse a file. Of a very large one only the end is looked at, and None returned."""
+    remedy = 'It may have been cut off when it was downloaded or unpacked: get or export it again.'
+    if os.path.getsize(path) > _MAX_PARSED_BYTES:
         with open(path, 'rb') as file:
             file.seek(-1024, os.SEEK_END)
-            complete = file.read().rstrip().endswith(b'}')
-        cause = 'its end is missing'
-    except ValueError as error:
-        complete, cause = False, str(error)
-    if not complete:
-        raise ValueError(
-            f'{path} is not valid JSON: {cause}. It may have been cut off when it was downloaded '
-            'or unpacked: get or export it again.'
-        )
-    return None
+            if not file.read().rstrip().endswith(b'}'):
+                raise ValueError(f'{path} is not valid JSON: its end is missing. {remedy}')
+        return None
+    with open(path, encoding='utf-8') as file:
+        try:
+            return json.load(file)
+        except ValueError as error:
+            raise ValueError(f'{path} is not valid JSON: {error}. {remedy}') from error
 
 
 def _check_entries(content: Any, name: str, needed: set[str], path: str) -> None:

@@ -55,7 +55,7 @@ def fold_checkpoint(
     Raises:
         FileNotFoundError: If the config or the checkpoint is missing.
         ValueError: If one of them is unusable, they do not belong together, the checkpoint is
-            folded already, or ``out`` is the checkpoint.
+            folded already or has nothing to fold, or ``out`` is the checkpoint.
         RuntimeError: If the folded network computes something else. Nothing is written then.
     """
     cfg = read_config(config, cfg_options)
@@ -71,6 +71,8 @@ def fold_checkpoint(
 
     folded = fold(model)
     differences = _part_differences(model, folded)
+    if not differences:
+        raise ValueError(f'{config} describes a network in which there is nothing to fold.')
     part = max(differences, key=differences.__getitem__)
     if not differences[part] <= TOLERANCE:
         raise RuntimeError(
@@ -84,7 +86,7 @@ def fold_checkpoint(
 
 
 def _part_differences(model: nn.Module, folded: nn.Module) -> dict[str, float]:
-    """Compare part by part: backbone, neck, every head.
+    """Compare the parts with something folded: backbone, neck, heads.
 
     Both forms of a part get what the part got in one pass of the whole model. Comparing the last
     outputs alone would not do: rounding reorders the proposals of a two-stage detector.
@@ -108,15 +110,15 @@ def _part_differences(model: nn.Module, folded: nn.Module) -> dict[str, float]:
         for hook in hooks:
             hook.remove()
     inner = {name for name in calls for outer in calls if name.startswith(f'{outer}.')}
-    return {
-        name: relative_difference(
-            _Bound(model.get_submodule(name), kwargs),
-            _Bound(folded.get_submodule(name), kwargs),
-            *args,
-        )
-        for name, (args, kwargs) in calls.items()
-        if name not in inner
-    }
+    differences = {}
+    for name in (name for name in calls if name not in inner):
+        part, folded_part = model.get_submodule(name), folded.get_submodule(name)
+        if part.state_dict().keys() != folded_part.state_dict().keys():
+            args, kwargs = calls[name]
+            differences[name] = relative_difference(
+                _Bound(part, kwargs), _Bound(folded_part, kwargs), *args
+            )
+    return differences
 
 
 def _recorder(calls: dict[str, tuple[tuple, dict]], name: str) -> Callable[..., None]:

@@ -55,8 +55,9 @@ def write_two_stages(folder):
     return config
 
 
-def build(config):
+def build(config, options=None):
     cfg = Config.fromfile(config)
+    cfg.merge_from_dict(options or {})
     with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
         return randomize_norms(registry.build(cfg.model))
 
@@ -75,8 +76,8 @@ def detector(tmp_path):
     return save(write_detection(tmp_path))
 
 
-def save(config):
-    model = build(config)
+def save(config, options=None):
+    model = build(config, options)
     # What mmengine saves also holds arrays and the like, which plain loading refuses.
     data = dict(classes=('a', 'b'), palette=[(1, 2, 3)], colors=np.zeros(2))
     meta = dict(epoch=3, dataset_meta=data, iter=np.float64(7))
@@ -183,6 +184,17 @@ def test_checkpoint_of_another_network(detector, tmp_path):
     options = {'model.bbox_head.stacked_convs': 2}
     with pytest.raises(ValueError, match=r'lacks bbox_head\.cls_convs\.1'):
         fold_checkpoint(config, checkpoint, str(tmp_path / 'folded.pth'), cfg_options=options)
+
+
+def test_a_network_without_norms(tmp_path):
+    config, checkpoint = save(write_classification(tmp_path), {'model.backbone.deploy': True})
+    with pytest.raises(ValueError, match='nothing to fold'):
+        fold_checkpoint(
+            config,
+            checkpoint,
+            str(tmp_path / 'folded.pth'),
+            cfg_options={'model.backbone.deploy': True},
+        )
 
 
 def test_command_line(detector, tmp_path, monkeypatch, capsys):
