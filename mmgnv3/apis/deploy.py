@@ -1,16 +1,15 @@
 """Folding a trained checkpoint into its deployed form."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
-from torch import nn
+from torch import Tensor, nn
 
-from mmgnv3.reparam import fold, is_deployed_checkpoint, relative_difference, save_deployed
+from mmgnv3.reparam import fold, is_deployed_checkpoint, part_differences, save_deployed
 
 from .checkpoint import load_weights, read_checkpoint
 from .run import read_config
@@ -70,7 +69,7 @@ def fold_checkpoint(
     load_weights(model, weights, checkpoint)
 
     folded = fold(model)
-    differences = _part_differences(model, folded)
+    differences = part_differences(model, folded, *_sample_inputs())
     if not differences:
         raise ValueError(f'{config} describes a network in which there is nothing to fold.')
     part = max(differences, key=differences.__getitem__)
@@ -85,58 +84,13 @@ def fold_checkpoint(
     return FoldReport(_num_params(model), _num_params(folded), differences[part])
 
 
-def _part_differences(model: nn.Module, folded: nn.Module) -> dict[str, float]:
-    """Compare the parts with something folded: backbone, neck, heads.
-
-    Both forms of a part get what the part got in one pass of the whole model. Comparing the last
-    outputs alone would not do: rounding reorders the proposals of a two-stage detector.
-    """
+def _sample_inputs() -> tuple[Tensor, list[BaseDataElement]]:
+    """What a detector's or classifier's ``forward`` takes in tensor mode."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(1, 3, _IMAGE_SIZE, _IMAGE_SIZE, generator=generator)
     size = tuple(images.shape[-2:])
     sizes = dict.fromkeys(('img_shape', 'pad_shape', 'ori_shape', 'batch_input_shape'), size)
-    samples = [BaseDataElement(metainfo=dict(sizes, scale_factor=(1.0, 1.0))) for _ in images]
-
-    calls: dict[str, tuple[tuple, dict]] = {}
-    hooks = [
-        module.register_forward_pre_hook(_recorder(calls, name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if name
-    ]
-    try:
-        with torch.no_grad():
-            model.eval()(images, samples)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    inner = {name for name in calls for outer in calls if name.startswith(f'{outer}.')}
-    differences = {}
-    for name in (name for name in calls if name not in inner):
-        part, folded_part = model.get_submodule(name), folded.get_submodule(name)
-        if part.state_dict().keys() != folded_part.state_dict().keys():
-            args, kwargs = calls[name]
-            differences[name] = relative_difference(
-                _Bound(part, kwargs), _Bound(folded_part, kwargs), *args
-            )
-    return differences
-
-
-def _recorder(calls: dict[str, tuple[tuple, dict]], name: str) -> Callable[..., None]:
-    def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        calls[name] = args, kwargs
-
-    return record
-
-
-class _Bound(nn.Module):
-    """A module with keyword arguments filled in."""
-
-    def __init__(self, module: nn.Module, kwargs: dict) -> None:
-        super().__init__()
-        self.module, self.kwargs = module, kwargs
-
-    def forward(self, *args: Any) -> Any:
-        return self.module(*args, **self.kwargs)
+    return images, [BaseDataElement(metainfo=dict(sizes, scale_factor=(1.0, 1.0)))]
 
 
 def _num_params(model: nn.Module) -> int:

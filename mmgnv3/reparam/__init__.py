@@ -2,6 +2,12 @@
 
 from .checkpoint import is_deployed_checkpoint, save_deployed
 from .fold import fold
-from .verify import relative_difference
+from .verify import part_differences, relative_difference
 
-__all__ = ['fold', 'is_deployed_checkpoint', 'relative_difference', 'save_deployed']
+__all__ = [
+    'fold',
+    'is_deployed_checkpoint',
+    'part_differences',
+    'relative_difference',
+    'save_deployed',
+]

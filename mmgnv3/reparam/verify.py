@@ -1,6 +1,6 @@
 """Comparing two networks that are to compute the same."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def relative_difference(model: nn.Module, other: nn.Module, *inputs: Any) -> float:
+def relative_difference(model: nn.Module, other: nn.Module, *inputs: Any, **options: Any) -> float:
     """Largest difference of two models' outputs in eval mode, relative to the outputs' scale.
 
     Args:
         model: The reference, called with ``inputs``; its modules' modes are restored afterwards.
         other: The model to compare, called with the same inputs.
         *inputs: Arguments of both models' ``forward``.
+        **options: Keyword arguments of both.
 
     Returns:
         ``max |a - b| / max |a|``, the largest over all tensors that the models return; infinite if
@@ -27,7 +28,7 @@ def relative_difference(model: nn.Module, other: nn.Module, *inputs: Any) -> flo
     for network in (model, other):
         modes = {module: module.training for module in network.modules()}
         network.eval()
-        outputs.append(list(_tensors(network(*inputs))))
+        outputs.append(list(_tensors(network(*inputs, **options))))
         for module, training in modes.items():
             module.training = training
     shapes, other_shapes = ([tuple(t.shape) for t in tensors] for tensors in outputs)
@@ -41,6 +42,50 @@ def relative_difference(model: nn.Module, other: nn.Module, *inputs: Any) -> flo
         difference = ((expected - actual).abs().max() / scale).item()
         largest = max(largest, difference if difference == difference else float('inf'))
     return largest
+
+
+def part_differences(model: nn.Module, folded: nn.Module, *inputs: Any) -> dict[str, float]:
+    """Compare a model and its folded copy part by part: backbone, neck, heads.
+
+    Both forms of a part get what the part gets in one pass of the whole model. Comparing the last
+    outputs alone would not do: rounding reorders the proposals of a two-stage detector.
+
+    Args:
+        model: The model; it is left in eval mode.
+        folded: Its copy, see :func:`mmgnv3.reparam.fold`.
+        *inputs: Arguments of the model's ``forward``.
+
+    Returns:
+        :func:`relative_difference` of every outermost part that was folded, by its name, in the
+        order in which they run.
+    """
+    calls: dict[str, tuple[tuple, dict]] = {}
+    hooks = [
+        module.register_forward_pre_hook(_recorder(calls, name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        with torch.no_grad():
+            model.eval()(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    inner = {name for name in calls for outer in calls if name.startswith(f'{outer}.')}
+    differences = {}
+    for name in (name for name in calls if name not in inner):
+        part, folded_part = model.get_submodule(name), folded.get_submodule(name)
+        if part.state_dict().keys() != folded_part.state_dict().keys():
+            args, kwargs = calls[name]
+            differences[name] = relative_difference(part, folded_part, *args, **kwargs)
+    return differences
+
+
+def _recorder(calls: dict[str, tuple[tuple, dict]], name: str) -> Callable[..., None]:
+    def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        calls[name] = args, kwargs
+
+    return record
 
 
 def _tensors(outputs: Any) -> Iterator[Tensor]:
