@@ -17,7 +17,7 @@ from mmengine.config import DictAction
 from mmgnv3.apis.cli import plain_errors
 from mmgnv3.datasets import ToyShapes
 
-CONFIG = Path(__file__).parents[1] / 'configs/retinanet-light_ghostnetv3-0x5_1xb8_toyshapes.py'
+CONFIG = Path(__file__).parents[1] / 'configs/retinanet-light_ghostnetv3-0x5_1xb4_toyshapes.py'
 
 
 def parse_args() -> argparse.Namespace:

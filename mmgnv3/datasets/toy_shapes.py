@@ -5,9 +5,9 @@ stack of sprites, back to front. A sprite is an implicit function on the plane: 
 pixel how deep inside the outline it lies and how light or dark the texture is there, so that one
 drawing routine serves all of them.
 
-What makes the set a detection task and not a color lookup: all sprites draw their colors from the
-same palette, pebbles share outlines with the creatures, banded pebbles share textures, and broken
-pieces share both.
+What makes the set a detection task and not a color lookup: a class has favorite colors, but shares
+them with others and makes exceptions; pebbles share outlines with the creatures, banded pebbles
+share textures, and broken pieces share both.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MARKER = 'toy_shapes.json'
 # Goes into the marker: a data set drawn by an older generator is not taken for today's.
 _GENERATOR_VERSION = 1
 # An object of which less than this part can be seen is not in the scene at all.
-_MIN_VISIBLE = 0.45
+_MIN_VISIBLE = 0.6
 _MIN_BOX_SIDE = 8
 _SHADOW_REACH = 10  # pixels a shadow needs around its sprite
 _JPEG_QUALITY = 92
@@ -151,6 +151,11 @@ _PIGMENTS = np.float32(
         (0.62, 0.64, 0.66),
     ]
 )
+# What a class mostly wears, as indices into the pigments. Habits help a young network along; they
+# overlap and have exceptions, so that color alone does not tell the classes apart.
+_HABITS = ((0, 1), (4, 8), (2, 3), (1, 5), (6, 7))
+_HABIT_SHARE = 0.9
+_CLUTTER_HABITS = (2, 8, 9)
 # Colors of the ground: sand, wet sand, rock, deep water, weed.
 _GROUNDS = np.float32(
     [
@@ -198,15 +203,18 @@ class _Scene:
         fine = cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC)
         return fine[: self.height, : self.width]
 
-    def palette_color(self) -> Plane:
+    def palette_color(self, label: int | None) -> Plane:
         """A BGR color in 0..1 from the palette that creatures and clutter share."""
-        pigment = _PIGMENTS[self.rng.integers(len(_PIGMENTS))] * self.rng.uniform(0.6, 1.1)
+        pigments = _CLUTTER_HABITS if label is None else _HABITS[label]
+        if self.rng.random() > _HABIT_SHARE:
+            pigments = range(len(_PIGMENTS))
+        pigment = _PIGMENTS[self.rng.choice(pigments)] * self.rng.uniform(0.6, 1.1)
         return _channels(np.clip(pigment + self.rng.normal(0, 0.05, 3), 0.04, 1))
 
     def draw(self, outline: Outline, radius: float, label: int | None) -> _Sprite:
         """Draw a shape at a random place and angle, its center in view."""
         rng = self.rng
-        center = rng.uniform(0.02, 0.98, 2) * (self.width, self.height)
+        center = rng.uniform(0.04, 0.96, 2) * (self.width, self.height)
         angle, flip = rng.uniform(0, 2 * math.pi), _sign(rng)
         reach = int(np.ceil(1.1 * radius)) + _SHADOW_REACH
         x0, y0 = (int(c) - reach for c in center)
@@ -224,7 +232,7 @@ class _Scene:
         height = np.sqrt(np.clip(inside, 0, 0.45)) + 0.03 * tone
         slope_y, slope_x = np.gradient(height * radius)
         shading = 1 + 0.4 * np.tanh(self.light[0] * slope_x + self.light[1] * slope_y)
-        base = self.palette_color()
+        base = self.palette_color(label)
         contrast = rng.uniform(0.3, 0.55) * _sign(rng)
         marks = np.clip(base + contrast * (0.5 + base), 0.03, 1)
         color = (base + (marks - base) * (0.5 + 0.5 * tone)) * shading
@@ -277,8 +285,8 @@ class _Scene:
         light = rng.uniform(0.75, 1.08) * falloff + rng.uniform(0, 0.3) * caustics
         image = image * light * _channels(rng.uniform(0.85, 1.1, 3))
         image = np.ascontiguousarray(image.transpose(1, 2, 0))
-        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.35, 1.1))
-        return image + rng.uniform(0.006, 0.025) * rng.standard_normal(image.shape, np.float32)
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.35, 0.9))
+        return image + rng.uniform(0.006, 0.02) * rng.standard_normal(image.shape, np.float32)
 
     def compose(self) -> NDArray[np.uint8]:
         """Paint the ground, then every sprite with its shadow, back to front."""
@@ -320,12 +328,12 @@ def draw_scene(
     """
     scene = _Scene(rng, width, height)
     wanted: list[tuple[Outline, float, int | None]] = []
-    for label in rng.integers(len(CLASSES), size=rng.integers(2, 7)):
+    for label in rng.integers(len(CLASSES), size=rng.integers(4, 10)):
         outline, factor = _CREATURES[label]
-        size = math.exp(rng.uniform(math.log(0.06), math.log(0.42)))
+        size = math.exp(rng.uniform(math.log(0.1), math.log(0.4)))
         wanted.append((outline, size * factor, int(label)))
     shares = np.array([clutter[1] for clutter in _CLUTTER])
-    for kind in rng.choice(len(_CLUTTER), size=rng.integers(4, 11), p=shares / shares.sum()):
+    for kind in rng.choice(len(_CLUTTER), size=rng.integers(1, 5), p=shares / shares.sum()):
         outline, _, least, most = _CLUTTER[kind]
         wanted.append((outline, rng.uniform(least, most), None))
     for position in rng.permutation(len(wanted)):

@@ -2,7 +2,7 @@
 # CPU. By hand:
 #
 #     python tools/make_toy_dataset.py data/toyshapes
-#     python tools/train.py configs/retinanet-light_ghostnetv3-0x5_1xb8_toyshapes.py
+#     python tools/train.py configs/retinanet-light_ghostnetv3-0x5_1xb4_toyshapes.py
 _base_ = [
     './_base_/models/retinanet-light_ghostnetv3-0x5.py',
     './_base_/datasets/toyshapes_detection.py',
@@ -17,18 +17,18 @@ model = dict(
     ),
 )
 
-max_epochs = 6
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
+max_epochs = 5
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05, fused=True),
+    optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.05, fused=True),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=10.0),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(
         type='CosineAnnealingLR',
         by_epoch=True,
@@ -37,4 +37,4 @@ param_scheduler = [
         eta_min_ratio=0.01,
     ),
 ]
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=2, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=1, max_keep_ckpts=1))
