@@ -9,13 +9,7 @@ _base_ = [
     'mmdet::_base_/default_runtime.py',
 ]
 
-model = dict(
-    bbox_head=dict(
-        num_classes=5,
-        # Half of RetinaNet's anchors: the smallest has 16 pixels a side, as the smallest objects.
-        anchor_generator=dict(octave_base_scale=2),
-    ),
-)
+model = dict(bbox_head=dict(num_classes=5))
 
 max_epochs = 5
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)

@@ -77,7 +77,13 @@ def run_demo(
 
     _say('1/4', f'drawing {data.num_train} + {data.num_val} pictures, to train and to validate')
     os.environ['TOYSHAPES_ROOT'] = str(data.write(work_dir / 'data'))
-    options = {'runner_type': 'ProgressRunner', 'randomness.seed': seed}
+    options = {
+        'runner_type': 'ProgressRunner',
+        'randomness.seed': seed,
+        # Nobody resumes the demo; without the optimizer's state the file is a third as large.
+        'default_hooks.checkpoint.save_optimizer': False,
+        'default_hooks.checkpoint.save_param_scheduler': False,
+    }
     if epochs is not None:
         options |= {'train_cfg.max_epochs': epochs, 'param_scheduler.1.T_max': epochs}
     options |= cfg_options or {}

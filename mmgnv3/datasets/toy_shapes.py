@@ -153,9 +153,9 @@ _PIGMENTS = np.float32(
 )
 # What a class mostly wears, as indices into the pigments. Habits help a young network along; they
 # overlap and have exceptions, so that color alone does not tell the classes apart.
-_HABITS = ((0, 1), (4, 8), (2, 3), (1, 5), (6, 7))
-_HABIT_SHARE = 0.9
-_CLUTTER_HABITS = (2, 8, 9)
+_HABITS = ((0, 1), (4,), (2, 3), (5, 1), (6, 7))
+_HABIT_SHARE = 0.95
+_CLUTTER_HABITS = (8, 9)
 # Colors of the ground: sand, wet sand, rock, deep water, weed.
 _GROUNDS = np.float32(
     [
@@ -215,7 +215,8 @@ class _Scene:
         """Draw a shape at a random place and angle, its center in view."""
         rng = self.rng
         center = rng.uniform(0.04, 0.96, 2) * (self.width, self.height)
-        angle, flip = rng.uniform(0, 2 * math.pi), _sign(rng)
+        # The current turns everything the same way, more or less.
+        angle, flip = rng.uniform(-0.6, 0.6), _sign(rng)
         reach = int(np.ceil(1.1 * radius)) + _SHADOW_REACH
         x0, y0 = (int(c) - reach for c in center)
         x = (np.arange(x0, x0 + 2 * reach, dtype=np.float32) - np.float32(center[0])) / radius

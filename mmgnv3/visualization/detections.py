@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.structures import InstanceData
 from torch import nn
@@ -16,7 +17,13 @@ from torch import nn
 from .figure import save_figure
 
 _TILE_INCHES = 3.2
-_TRUTH = dict(edgecolor='white', linewidth=1.1, linestyle=(0, (3, 2)))
+_TRUTH = dict(
+    edgecolor='white',
+    linewidth=1.1,
+    linestyle=(0, (3, 2)),
+    # Without a dark rim white is lost on bright photographs.
+    path_effects=[withStroke(linewidth=2.2, foreground='0.2')],
+)
 
 
 def draw_detections(
@@ -102,7 +109,7 @@ def _draw_legend(figure: Figure, score_thr: float) -> None:
     detection = Line2D([], [], color='tab:orange', linewidth=1.8)
     figure.legend(
         [truth, detection],
-        ['annotation (white)', f'detection, class and score (from {score_thr:g})'],
+        ['annotation', f'detection, class and score (from {score_thr:g})'],
         loc='outside lower center',
         ncols=2,
         frameon=False,

@@ -87,7 +87,7 @@ def test_scenes_hold_overlapping_objects(scenes):
     assert 0.2 < np.mean(crossing) < 1
 
 
-def test_mean_color_does_not_tell_the_class(scenes):
+def test_color_alone_does_not_tell_the_class(scenes):
     samples = [
         (image[y : y + h, x : x + w].reshape(-1, 3).mean(0), found['label'])
         for image, objects in scenes
@@ -98,7 +98,8 @@ def test_mean_color_does_not_tell_the_class(scenes):
     labels = np.array([label for _, label in samples])
     distance = np.linalg.norm(colors[:, None] - colors[None], axis=-1)
     np.fill_diagonal(distance, np.inf)
-    assert (labels[distance.argmin(1)] == labels).mean() < 0.4
+    # Chance is 0.2. Classes have favorite colors, but color is wrong more often than right.
+    assert (labels[distance.argmin(1)] == labels).mean() < 0.5
 
 
 def test_a_complete_set_is_not_written_again(tmp_path):
