@@ -11,7 +11,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo 'PYTHON=python3.11 after a target picks the interpreter (3.10 to 3.12).'
 
-env: ## create, complete or repair .venv (about 10 minutes when new, nothing when complete)
+env: ## create, complete or repair .venv (10 to 25 minutes when new, nothing when complete)
 	@command -v '$(PYTHON)' > /dev/null || { \
 	    echo 'set-up: no interpreter $(PYTHON); name another, e.g. make env PYTHON=python3.11' >&2; exit 1; }
 	@'$(PYTHON)' tools/setup_env.py

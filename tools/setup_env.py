@@ -229,7 +229,7 @@ class Setup:
         return [
             Step('build', 'build tools, some 10 s', build, lambda: self.install(*build)),
             Step('torch', 'torch, about 2 min and 7 GB', torch, lambda: self.install(*torch)),
-            Step('mmcv', 'mmcv, about 6 min on two cores if not compiled yet', [mmcv], self.mmcv),
+            Step('mmcv', 'mmcv, 6 to 16 min on two cores if not compiled yet', [mmcv], self.mmcv),
             Step(
                 'stack', 'mmdet, mmpretrain, mim, about 1 min', rest, lambda: self.libraries(rest)
             ),
