@@ -88,7 +88,7 @@ val_evaluator = dict(
 )
 test_evaluator = {**val_evaluator, 'ann_file': f'{data_root}/test.json'}
 
-max_epochs = 32
+max_epochs = 24
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=8)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

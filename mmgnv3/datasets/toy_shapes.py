@@ -313,7 +313,7 @@ def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
 
 
 def draw_scene(
-    rng: np.random.Generator, width: int = 256, height: int = 192
+    rng: np.random.Generator, width: int = 224, height: int = 160
 ) -> tuple[NDArray[np.uint8], list[dict]]:
     """Draw one picture and annotate what can be seen in it.
 
@@ -369,10 +369,10 @@ class ToyShapes:
         >>> root = ToyShapes(num_train=16, num_val=4).write('data/toyshapes')
     """
 
-    num_train: int = 640
+    num_train: int = 560
     num_val: int = 120
-    width: int = 256
-    height: int = 192
+    width: int = 224
+    height: int = 160
     seed: int = 0
 
     def __post_init__(self) -> None:
