@@ -47,10 +47,9 @@ def draw_curves(scalars: str | os.PathLike, path: str | os.PathLike, title: str 
     left.set_ylim(bottom=0)
     for key, label in _METRICS.items():
         if points := metrics[key]:
-            right.plot(*zip(*points, strict=True), marker='o', markersize=4, label=label)
-            right.annotate(
-                f'{points[-1][1]:.3f}', points[-1], (6, 0), textcoords='offset points', va='center'
-            )
+            # The last value stands in the legend: beside the lines close ones would overlap.
+            name = f'{label}  {points[-1][1]:.3f}'
+            right.plot(*zip(*points, strict=True), marker='o', markersize=4, label=name)
     right.set(title='validation', xlabel='step', ylim=(0, 1))
     right.margins(x=0.12)
     for axes in (left, right):
