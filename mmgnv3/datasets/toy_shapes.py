@@ -313,7 +313,7 @@ def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
 
 
 def draw_scene(
-    rng: np.random.Generator, width: int = 224, height: int = 160
+    rng: np.random.Generator, width: int = 256, height: int = 192
 ) -> tuple[NDArray[np.uint8], list[dict]]:
     """Draw one picture and annotate what can be seen in it.
 
@@ -371,8 +371,8 @@ class ToyShapes:
 
     num_train: int = 560
     num_val: int = 120
-    width: int = 224
-    height: int = 160
+    width: int = 256
+    height: int = 192
     seed: int = 0
 
     def __post_init__(self) -> None:

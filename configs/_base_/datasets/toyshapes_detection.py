@@ -1,4 +1,4 @@
-# The embedded data set, 560 + 120 pictures of 224 x 160. It is written in seconds by
+# The embedded data set, 560 + 120 pictures of 256 x 192. It is written in seconds by
 #
 #     python tools/make_toy_dataset.py data/toyshapes
 #
@@ -8,7 +8,7 @@ metainfo = dict(
     classes=('starfish', 'urchin', 'scallop', 'fish', 'kelp'),
     palette=[(255, 138, 0), (214, 40, 110), (120, 80, 255), (0, 170, 255), (60, 190, 60)],
 )
-image_scale = (224, 160)  # width, height in pixels: the pictures as they are
+image_scale = (256, 192)  # width, height in pixels: the pictures as they are
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
