@@ -69,10 +69,9 @@ def test_scenes_vary_in_class_size_and_number(scenes):
     objects = [found for _, objects in scenes for found in objects]
     areas = np.array([found['area'] for found in objects])
     assert {found['label'] for found in objects} == set(range(len(CLASSES)))
-    # COCO's small and medium; at this picture size its large objects would fill a quarter.
+    # COCO's small, medium and large.
+    assert (areas < 32**2).any() and (areas > 96**2).any()
     assert ((areas >= 32**2) & (areas <= 96**2)).mean() > 0.3
-    assert (areas < 32**2).mean() > 0.1
-    assert areas.max() > 16 * areas.min()
     assert len({len(objects) for _, objects in scenes}) > 3
 
 
