@@ -20,7 +20,7 @@ demo: env ## train a small detector on generated pictures, fold it, show what it
 	$(RUN) tools/demo.py
 
 test: lint ## lint, formatting and the fast tests
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q --durations=10
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q --durations=10 -n auto --dist loadscope
 
 test-slow: env ## the tests that train for minutes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q --durations=10 -m slow

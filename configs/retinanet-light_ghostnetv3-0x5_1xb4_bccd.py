@@ -88,8 +88,9 @@ val_evaluator = dict(
 )
 test_evaluator = {**val_evaluator, 'ann_file': f'{data_root}/test.json'}
 
-max_epochs = 24
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=8)
+randomness = dict(seed=0)
+max_epochs = 30
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=10)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -110,5 +111,5 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(interval=8, max_keep_ckpts=1, save_best='coco/bbox_mAP'),
+    checkpoint=dict(interval=10, max_keep_ckpts=1, save_best='coco/bbox_mAP'),
 )

@@ -11,7 +11,7 @@ _base_ = [
 
 model = dict(bbox_head=dict(num_classes=5))
 
-max_epochs = 4
+max_epochs = 5
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
