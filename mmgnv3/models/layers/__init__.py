@@ -1,9 +1,12 @@
 """Layers: the multi-branch convolution and the ghost blocks built from it."""
 
 from .ghost import DFCGate, GhostBottleneck, GhostModule
-from .multi_branch_conv import BranchConfig, MultiBranchConv2d, fuse_conv_norm, is_foldable_norm
+from .multi_branch_conv import BranchConfig, MultiBranchConv2d
+from .norms import fuse_conv_norm, is_foldable_norm
+from .training_forms import TRAINING_FORMS, set_training_form, use_training_form
 
 __all__ = [
+    'TRAINING_FORMS',
     'BranchConfig',
     'DFCGate',
     'GhostBottleneck',
@@ -11,4 +14,6 @@ __all__ = [
     'MultiBranchConv2d',
     'fuse_conv_norm',
     'is_foldable_norm',
+    'set_training_form',
+    'use_training_form',
 ]

@@ -4,12 +4,16 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
-from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from .norms import affine_maps, build_norm, process_group, update_running_statistics
+from .pointwise_algebra import sum_over_ranks
+from .pointwise_moments import pointwise_moments
+from .stacked_branches import stacked_branches
+from .training_forms import choose_form, supported_forms
 
 
 class BranchConfig(NamedTuple):
@@ -36,6 +40,10 @@ class MultiBranchConv2d(BaseModule):
     :meth:`switch_to_deploy` replaces them all by one convolution with a bias. With one branch and
     nothing else it is the ordinary ``conv + norm``. There is no activation inside.
 
+    The branches need not be run one by one: :mod:`.training_forms` says in which ways their sum is
+    computed and chooses among them. The modules of the branches hold parameters and statistics
+    only; hooks on them are called in the plain form alone.
+
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
@@ -49,6 +57,8 @@ class MultiBranchConv2d(BaseModule):
         norm_cfg: Config of the norm after every branch: ``BN``, ``SyncBN`` or another batch norm
             with running statistics. None means ``dict(type='BN')``.
         deploy: Builds the folded form: one convolution with bias, no norm.
+        training_form: How the branches are computed, see :mod:`.training_forms`: 'auto' chooses
+            by shape, 'plain' runs them one by one.
         init_cfg: Initialisation config of :class:`mmengine.model.BaseModule`.
 
     Raises:
@@ -75,6 +85,7 @@ class MultiBranchConv2d(BaseModule):
         with_identity: bool = False,
         norm_cfg: dict | None = None,
         deploy: bool = False,
+        training_form: str = 'auto',
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -84,6 +95,7 @@ class MultiBranchConv2d(BaseModule):
         self.stride = _pair(stride)
         self.groups = groups
         self.deploy = deploy
+        self.training_form = training_form
         if any(k < 1 or k % 2 == 0 for k in self.kernel_size):
             raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}.')
         if isinstance(num_branches, bool) or not isinstance(num_branches, int) or num_branches < 1:
@@ -107,7 +119,12 @@ class MultiBranchConv2d(BaseModule):
             self._build_branch(self.kernel_size, norm_cfg) for _ in range(num_branches)
         )
         self.scale = self._build_branch((1, 1), norm_cfg) if with_scale else None
-        self.identity = _build_norm(norm_cfg, in_channels) if with_identity else None
+        self.identity = build_norm(norm_cfg, in_channels) if with_identity else None
+        if training_form not in supported_forms(self):
+            raise ValueError(
+                f'training_form must be one of {", ".join(supported_forms(self))} for this unit, '
+                f'got {training_form!r}.'
+            )
 
     def _build_conv(self, kernel_size: tuple[int, int], bias: bool) -> nn.Conv2d:
         return nn.Conv2d(
@@ -124,7 +141,7 @@ class MultiBranchConv2d(BaseModule):
         return nn.Sequential(
             OrderedDict(
                 conv=self._build_conv(kernel_size, bias=False),
-                norm=_build_norm(norm_cfg, self.out_channels),
+                norm=build_norm(norm_cfg, self.out_channels),
             )
         )
 
@@ -139,6 +156,16 @@ class MultiBranchConv2d(BaseModule):
         """
         if self.deploy:
             return self.conv(x)
+        form = choose_form(self, x)
+        if form == 'plain':
+            return self._forward_plain(x)
+        device = x.device.type
+        if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            return self._forward_folded(x) if form == 'folded' else self._forward_joint(x, form)
+
+    def _forward_plain(self, x: Tensor) -> Tensor:
         out = self.branches[0](x)
         for branch in self.branches[1:]:
             out += branch(x)
@@ -147,6 +174,47 @@ class MultiBranchConv2d(BaseModule):
         if self.identity is not None:
             out += self.identity(x)
         return out
+
+    def _forward_folded(self, x: Tensor) -> Tensor:
+        kernel, bias = self._fold(torch.promote_types(x.dtype, torch.float32))
+        kernel, bias = kernel.to(x.dtype), bias.to(x.dtype)
+        padding = tuple(size // 2 for size in self.kernel_size)
+        return F.conv2d(x, kernel, bias, self.stride, padding, groups=self.groups)
+
+    def _forward_joint(self, x: Tensor, form: str) -> Tensor:
+        """Compute all branches at once with the statistics of the batch, and keep those."""
+        norms = self.norms
+        kernels = [branch.conv.weight for branch in self.branches]
+        gammas, betas = affine_maps(norms)
+        group = process_group(norms)
+        if form == 'moments':
+            out, means, variances = pointwise_moments(
+                x, kernels, self.identity is not None, gammas, betas, norms[0].eps, group
+            )
+        else:
+            out, means, variances = stacked_branches(
+                x, kernels, self.stride, gammas, betas, norms[0].eps, group
+            )
+        count = self.count_pixels(x)
+        if group is not None:
+            (count,) = sum_over_ranks((means.new_tensor(float(count)),), group)
+        update_running_statistics(norms, means, variances, count)
+        return out
+
+    @property
+    def norms(self) -> list[nn.Module]:
+        """Norms of all branches: of the convolutions, the 1 x 1 branch, the identity."""
+        norms = [branch.norm for branch in self.branches]
+        if self.scale is not None:
+            norms.append(self.scale.norm)
+        if self.identity is not None:
+            norms.append(self.identity)
+        return norms
+
+    def count_pixels(self, x: Tensor) -> int:
+        """Number of values a channel of the output has in a batch."""
+        height, width = (-(-n // s) for n, s in zip(x.shape[2:], self.stride, strict=True))
+        return x.shape[0] * height * width
 
     @torch.no_grad()
     def fold(self) -> tuple[Tensor, Tensor]:
@@ -161,29 +229,34 @@ class MultiBranchConv2d(BaseModule):
         """
         if self.deploy:
             return self.conv.weight.detach(), self.conv.bias.detach()
-        like = self.branches[0].conv.weight
-        kernel = like.new_zeros(like.shape, dtype=torch.float64)
-        bias = like.new_zeros(self.out_channels, dtype=torch.float64)
+        dtype = self.branches[0].conv.weight.dtype
+        kernel, bias = self._fold(torch.float64)
+        return kernel.to(dtype), bias.to(dtype)
+
+    def _fold(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Fold with sums in ``dtype``; gradients flow back to the parameters of the branches."""
+        norms = self.norms
+        gammas, betas = (values.to(dtype) for values in affine_maps(norms))
+        means = torch.stack([norm.running_mean.to(dtype) for norm in norms])
+        variances = torch.stack([norm.running_var.to(dtype) + norm.eps for norm in norms])
+        scales = gammas * variances.rsqrt()
+        bias = (betas - scales * means).sum(0)
+
+        scales = scales[:, :, None, None, None]
+        kernel = sum(
+            scale * branch.conv.weight.to(dtype)
+            for scale, branch in zip(scales, self.branches, strict=False)
+        )
         # A 1 x 1 kernel or the identity is a k x k kernel with nothing but its centre.
-        centre = kernel[:, :, self.kernel_size[0] // 2, self.kernel_size[1] // 2]
-        for branch in self.branches:
-            branch_kernel, branch_bias = fuse_conv_norm(branch.conv.weight, None, branch.norm)
-            kernel += branch_kernel
-            bias += branch_bias
+        pad = [size // 2 for size in self.kernel_size[::-1] for _ in range(2)]
         if self.scale is not None:
-            branch_kernel, branch_bias = fuse_conv_norm(
-                self.scale.conv.weight, None, self.scale.norm
-            )
-            centre += branch_kernel[:, :, 0, 0]
-            bias += branch_bias
+            scale = scales[len(self.branches)]
+            kernel = kernel + F.pad(scale * self.scale.conv.weight.to(dtype), pad)
         if self.identity is not None:
-            out_index = torch.arange(self.out_channels, device=like.device)
-            identity = torch.zeros_like(kernel[:, :, :1, :1])
-            identity[out_index, out_index % identity.shape[1]] = 1
-            branch_kernel, branch_bias = fuse_conv_norm(identity, None, self.identity)
-            centre += branch_kernel[:, :, 0, 0]
-            bias += branch_bias
-        return kernel.to(like.dtype), bias.to(like.dtype)
+            width = kernel.shape[1]
+            unit = torch.eye(width, dtype=dtype, device=kernel.device).repeat(self.groups, 1)
+            kernel = kernel + F.pad(scales[-1] * unit[:, :, None, None], pad)
+        return kernel, bias
 
     def switch_to_deploy(self) -> None:
         """Replace the branches by one convolution, in place. Does nothing if that was done before.
@@ -202,44 +275,4 @@ class MultiBranchConv2d(BaseModule):
 
     def extra_repr(self) -> str:
         """Say which form the unit has."""
-        return f'deploy={self.deploy}'
-
-
-def _build_norm(norm_cfg: dict, num_features: int) -> nn.Module:
-    norm = build_norm_layer(norm_cfg, num_features)[1]
-    if not is_foldable_norm(norm):
-        raise ValueError(
-            f'norm_cfg={norm_cfg} cannot be folded into a convolution: its statistics depend on '
-            "the input in deployment too. Use a batch norm with running statistics, such as 'BN' "
-            "or 'SyncBN'."
-        )
-    return norm
-
-
-def is_foldable_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch norm that is a fixed affine map per channel in eval mode.
-
-    True for torch's batch norms, its SyncBatchNorm and mmcv's, as long as they track running
-    statistics; False for group, layer and instance norm.
-    """
-    is_batch_norm = isinstance(module, _BatchNorm) or type(module).__name__ == 'SyncBatchNorm'
-    return is_batch_norm and getattr(module, 'running_var', None) is not None
-
-
-def fuse_conv_norm(kernel: Tensor, bias: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Kernel and bias of the convolution that equals ``norm(conv(x))`` in eval mode.
-
-    Args:
-        kernel: Kernel of the convolution, shape (out_channels, in_channels / groups, ...).
-        bias: Its bias of shape (out_channels,), or None.
-        norm: A norm for which :func:`is_foldable_norm` holds.
-
-    Returns:
-        Kernel and bias of the fused convolution, both float64, cut from the autograd graph.
-    """
-    tensors = (kernel, bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    kernel, bias, mean, var, gamma, beta = (
-        None if tensor is None else tensor.detach().double() for tensor in tensors
-    )
-    kernel, bias = fuse_conv_bn_weights(kernel, bias, mean, var, norm.eps, gamma, beta)
-    return kernel.detach(), bias.detach()
+        return 'deploy=True' if self.deploy else f'training_form={self.training_form!r}'

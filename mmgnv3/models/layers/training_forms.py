@@ -1,0 +1,124 @@
+"""How the branches of a unit are computed: chosen by shape, here and nowhere else.
+
+All forms give the output, the gradients and the running statistics of the branch-by-branch form up
+to rounding; they differ in time and memory.
+
+- ``plain``: every branch by itself. The definition, and what the other forms are tested against.
+- ``folded``: norms in eval mode; one convolution with the folded kernel, trainable all the same.
+- ``moments``: 1 x 1; one convolution, statistics from the mean and covariance of the input.
+- ``stacked``: dense; one convolution with N times the output channels, norms and sum in one pass.
+- ``depthwise``: statistics from a few sums over the input or from branches in shared buffers.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .norms import are_alike, process_group
+
+if TYPE_CHECKING:
+    from .multi_branch_conv import MultiBranchConv2d
+
+TRAINING_FORMS = ('auto', 'plain', 'moments', 'stacked', 'depthwise')
+
+_forced: str | None = None
+
+
+def supported_forms(unit: 'MultiBranchConv2d') -> tuple[str, ...]:
+    """Training forms that a unit's geometry allows, whether they pay or not."""
+    forms = ['auto', 'plain']
+    if len(unit.norms) > 1 and unit.groups == 1:
+        if unit.kernel_size == (1, 1) and unit.stride == (1, 1):
+            forms.append('moments')
+        if unit.scale is None and unit.identity is None:
+            forms.append('stacked')
+    return tuple(forms)
+
+
+def choose_form(unit: 'MultiBranchConv2d', x: Tensor) -> str:
+    """Name the form in which a unit in training form computes its output.
+
+    Args:
+        unit: The unit.
+        x: Its input of shape (B, C, H, W).
+
+    Returns:
+        'plain', 'folded', 'moments', 'stacked' or 'depthwise'.
+    """
+    asked = _forced or unit.training_form
+    norms = unit.norms
+    if asked == 'plain' or len(norms) == 1 or not are_alike(norms):
+        return 'plain'
+    if not norms[0].training:
+        return 'folded'
+    # One value a channel has no variance: torch's own message says so.
+    pixels = unit.count_pixels(x)
+    if pixels < 2 or (torch.compiler.is_compiling() and process_group(norms) is not None):
+        return 'plain'
+    supported = supported_forms(unit)
+    if asked != 'auto' and asked in supported:
+        return asked
+    costs = {form: _multiplications(unit, form, pixels) for form in supported if form in _COUNTED}
+    return min(costs, key=costs.get) if costs else 'plain'
+
+
+_COUNTED = ('moments', 'stacked')
+
+
+def _multiplications(unit: 'MultiBranchConv2d', form: str, pixels: int) -> int:
+    """Multiplications of a training step of a dense unit, forward and backward."""
+    inputs = unit.in_channels * unit.kernel_size[0] * unit.kernel_size[1]
+    outputs, branches = unit.out_channels, len(unit.norms)
+    if form == 'stacked':
+        return 3 * pixels * inputs * outputs * branches
+    # Three products of the one convolution, the covariance and its gradient; then, once for all
+    # pixels, every kernel with the covariance, twice, and with itself.
+    return (3 * outputs + 2 * inputs) * inputs * pixels + 3 * branches * outputs * inputs**2
+
+
+def set_training_form(model: nn.Module, form: str) -> None:
+    """Set the form of all units of a model; those that cannot have it choose by shape.
+
+    Args:
+        model: A model that holds multi-branch convolutions.
+        form: One of ``TRAINING_FORMS``; 'auto' is what a new model has.
+
+    Raises:
+        ValueError: If there is no such form.
+    """
+    _check(form)
+    for module in model.modules():
+        if hasattr(module, 'training_form'):
+            can = module.deploy or form in supported_forms(module)
+            module.training_form = form if can else 'auto'
+
+
+@contextmanager
+def use_training_form(form: str) -> Iterator[None]:
+    """Override the form of all units everywhere inside a ``with`` block.
+
+    Args:
+        form: One of ``TRAINING_FORMS``. Units that cannot have it choose by shape.
+
+    Raises:
+        ValueError: If there is no such form.
+
+    Examples:
+        >>> with use_training_form('plain'):
+        ...     loss = model(images)
+    """
+    global _forced
+    _check(form)
+    before, _forced = _forced, form
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def _check(form: str) -> None:
+    if form not in TRAINING_FORMS:
+        raise ValueError(f'training_form must be one of {", ".join(TRAINING_FORMS)}, got {form!r}.')

@@ -1,0 +1,318 @@
+"""Every training form against the branch-by-branch form: all that a training step leaves behind."""
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmgnv3.models.layers import (
+    GhostBottleneck,
+    MultiBranchConv2d,
+    set_training_form,
+    use_training_form,
+)
+from mmgnv3.models.layers.training_forms import choose_form, supported_forms
+from tests.utils import randomize_norms
+
+EXPANSION = dict(in_channels=6, out_channels=10, kernel_size=1, num_branches=3)
+PROJECTION = dict(in_channels=20, out_channels=4, kernel_size=1, num_branches=3)
+UNITS = {
+    'moments': EXPANSION,
+    'moments-identity': dict(
+        in_channels=8, out_channels=8, kernel_size=1, num_branches=2, with_identity=True
+    ),
+    'moments-one-and-identity': dict(
+        in_channels=8, out_channels=8, kernel_size=1, num_branches=1, with_identity=True
+    ),
+    'stacked': PROJECTION,
+    'stacked-3x3-strided': dict(
+        in_channels=5, out_channels=4, kernel_size=3, stride=2, num_branches=2
+    ),
+    'stacked-pointwise-strided': dict(
+        in_channels=5, out_channels=7, kernel_size=1, stride=2, num_branches=2
+    ),
+}
+SIZES = [(3, 7, 5), (1, 6, 6), (2, 1, 1), (4, 1, 4)]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+def make_unit(name: str, **kwargs) -> MultiBranchConv2d:
+    """A unit whose form is the first word of its name."""
+    torch.manual_seed(0)
+    return randomize_norms(MultiBranchConv2d(**{**UNITS[name], **kwargs})).double()
+
+
+def make_input(unit: MultiBranchConv2d, size: tuple[int, int, int] = (3, 7, 5)) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    batch, height, width = size
+    shape = (batch, unit.in_channels, height, width)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def step(unit: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """What a training step leaves: output, gradients, running statistics."""
+    x = x.detach().clone().requires_grad_()
+    generator = torch.Generator().manual_seed(2)
+    out = unit(x)
+    grad = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
+    out.backward(grad)
+    found = dict(output=out.detach(), input=x.grad)
+    found.update((f'{name}.grad', p.grad) for name, p in unit.named_parameters())
+    found.update(unit.named_buffers())
+    return found
+
+
+def assert_same_step(unit: nn.Module, x: Tensor, tolerance: float = 1e-9) -> None:
+    """Compare a unit with its plain form; ``tolerance`` is relative to each tensor's scale."""
+    plain = copy.deepcopy(unit)
+    set_training_form(plain, 'plain')
+    assert_same(step(unit, x), step(plain, x), tolerance)
+
+
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        if value is None:
+            assert actual[name] is None, name
+            continue
+        scale = value.double().abs().max().clamp_min(1e-6)
+        error = (actual[name].double() - value.double()).abs().max() / scale
+        assert error < tolerance, f'{name}: {error:.1e}'
+
+
+@pytest.mark.parametrize('memory_format', FORMATS, ids=['contiguous', 'channels_last'])
+@pytest.mark.parametrize('size', SIZES, ids=str)
+@pytest.mark.parametrize('name', UNITS)
+def test_step_equals_plain_step(name, size, memory_format):
+    unit = make_unit(name, training_form=name.split('-')[0])
+    x = make_input(unit, size).to(memory_format=memory_format)
+    if unit.count_pixels(x) > 1:
+        assert_same_step(unit, x)
+
+
+@pytest.mark.parametrize('name', UNITS)
+def test_step_equals_plain_step_in_float32(name):
+    unit = make_unit(name).float()
+    assert_same_step(unit, make_input(unit, (4, 12, 12)).float(), tolerance=1e-4)
+
+
+@pytest.mark.parametrize('momentum', [0.1, 0.0, 1.0, None])
+@pytest.mark.parametrize('name', ['moments', 'stacked'])
+def test_running_statistics_over_several_batches(name, momentum):
+    unit = make_unit(name)
+    for norm in unit.norms:
+        norm.momentum = momentum
+    plain = copy.deepcopy(unit)
+    plain.training_form = 'plain'
+    for batch in range(3):
+        x = make_input(unit) * (batch + 1)
+        unit(x)
+        plain(x)
+    for (key, ours), theirs in zip(unit.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12, msg=key)
+    assert unit.norms[0].num_batches_tracked == 3
+
+
+@pytest.mark.parametrize('norm_cfg', [dict(type='BN', affine=False), dict(type='BN', eps=1e-2)])
+@pytest.mark.parametrize('name', ['moments-identity', 'stacked'])
+def test_other_norms(name, norm_cfg):
+    unit = make_unit(name, norm_cfg=norm_cfg)
+    assert choose_form(unit, make_input(unit)) != 'plain'
+    assert_same_step(unit, make_input(unit))
+
+
+@pytest.mark.parametrize('frozen', ['norm.weight', 'norm.bias', 'conv.weight', 'norm', ''])
+@pytest.mark.parametrize('name', ['moments', 'stacked'])
+def test_frozen_parameters(name, frozen):
+    unit = make_unit(name)
+    for key, parameter in unit.named_parameters():
+        if frozen in key:
+            parameter.requires_grad_(False)
+    assert_same_step(unit, make_input(unit))
+
+
+@pytest.mark.parametrize('name', ['moments', 'stacked'])
+def test_input_without_gradient(name):
+    unit = make_unit(name)
+    plain = copy.deepcopy(unit)
+    plain.training_form = 'plain'
+    for form in (unit, plain):
+        form(make_input(unit)).square().sum().backward()
+    for ours, theirs in zip(unit.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        UNITS['moments-identity'],
+        PROJECTION,
+        dict(
+            in_channels=6,
+            out_channels=6,
+            kernel_size=(3, 5),
+            groups=6,
+            num_branches=2,
+            with_scale=True,
+            with_identity=True,
+        ),
+        dict(in_channels=6, out_channels=4, kernel_size=3, groups=2, stride=2, num_branches=2),
+    ],
+    ids=['pointwise', 'projection', 'depthwise', 'grouped'],
+)
+def test_frozen_norms_are_one_convolution(kwargs):
+    torch.manual_seed(0)
+    unit = randomize_norms(MultiBranchConv2d(**kwargs)).double().eval()
+    x = make_input(unit)
+    assert choose_form(unit, x) == 'folded'
+    assert_same_step(unit, x, tolerance=1e-12)
+    with torch.no_grad():
+        assert unit(x).grad_fn is None
+
+
+@pytest.mark.parametrize('case', ['one in eval mode', 'momentum', 'eps'])
+def test_norms_that_differ_are_run_one_by_one(case):
+    unit = make_unit('moments')
+    norm = unit.norms[1]
+    if case == 'one in eval mode':
+        norm.eval()
+    else:
+        setattr(norm, case, 0.3)
+    assert choose_form(unit, make_input(unit)) == 'plain'
+    assert_same_step(unit, make_input(unit))
+
+
+def test_one_branch_is_plain():
+    unit = make_unit('moments', num_branches=1)
+    assert choose_form(unit, make_input(unit)) == 'plain'
+    assert supported_forms(unit) == ('auto', 'plain')
+
+
+@pytest.mark.parametrize('name', ['moments', 'stacked'])
+def test_one_value_a_channel_is_refused_as_by_torch(name):
+    unit = make_unit(name)
+    with pytest.raises(ValueError, match='more than 1 value'):
+        unit(make_input(unit, (1, 1, 1)))
+
+
+@pytest.mark.parametrize('backward_inside', [False, True])
+@pytest.mark.parametrize('name', ['moments', 'stacked', 'moments-identity'])
+def test_half_precision_keeps_moments_in_float32(name, backward_inside):
+    unit = make_unit(name).float()
+    x = make_input(unit, (4, 12, 12)).float()
+    exact = step(copy.deepcopy(unit).double(), x.double())
+    leaf = x.clone().requires_grad_()
+    with torch.autocast('cpu', torch.bfloat16):
+        out = unit(leaf)
+        assert out.dtype == torch.bfloat16
+        generator = torch.Generator().manual_seed(2)
+        grad = torch.randn(out.shape, generator=generator, dtype=torch.float64).bfloat16()
+        if backward_inside:
+            out.backward(grad)
+    if not backward_inside:
+        out.backward(grad)
+    found = dict(output=out.detach(), input=leaf.grad)
+    found.update((f'{key}.grad', p.grad) for key, p in unit.named_parameters())
+    found.update(unit.named_buffers())
+    assert all(v.dtype != torch.bfloat16 for key, v in found.items() if key != 'output')
+    # bfloat16 has eight bits; what the input loses by them is all that a variance may lose.
+    assert_same(found, exact, tolerance=0.03)
+    variances = [key for key in found if key.endswith('running_var')]
+    assert_same({k: found[k] for k in variances}, {k: exact[k] for k in variances}, 2e-3)
+
+
+@pytest.mark.parametrize('name', ['moments', 'stacked'])
+def test_recomputation_gives_the_same_gradients(name):
+    unit = make_unit(name)
+    x = make_input(unit)
+    expected = step(copy.deepcopy(unit), x)
+    leaf = x.clone().requires_grad_()
+    out = checkpoint(unit, leaf, use_reentrant=False)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=out.dtype)
+    out.backward(grad)
+    torch.testing.assert_close(leaf.grad, expected['input'])
+
+
+@pytest.mark.parametrize('name', ['moments', 'stacked'])
+def test_second_derivative_is_refused(name):
+    unit = make_unit(name)
+    x = make_input(unit).requires_grad_()
+    (grad,) = torch.autograd.grad(unit(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize('name', ['moments', 'stacked'])
+def test_graph_can_be_walked_twice(name):
+    unit = make_unit(name)
+    x = make_input(unit).requires_grad_()
+    loss = unit(x).square().sum()
+    first = torch.autograd.grad(loss, x, retain_graph=True)
+    assert torch.equal(first[0], torch.autograd.grad(loss, x)[0])
+
+
+@pytest.mark.parametrize('name', ['moments', 'stacked'])
+def test_activation_in_place_behind_the_unit(name):
+    unit = make_unit(name)
+    block = nn.Sequential(unit, nn.ReLU(inplace=True))
+    for memory_format in FORMATS:
+        x = make_input(unit).to(memory_format=memory_format)
+        assert_same_step(copy.deepcopy(block).float(), x.float(), tolerance=1e-4)
+
+
+@pytest.mark.parametrize('name', ['moments', 'stacked'])
+def test_compiles_without_graph_breaks(name):
+    unit = make_unit(name)
+    x = make_input(unit)
+    expected = step(copy.deepcopy(unit), x)
+    # The backend runs the captured graphs, forward and backward, without generating code.
+    torch.compiler.reset()
+    actual = step(torch.compile(unit, fullgraph=True, backend='aot_eager'), x)
+    actual = {key.removeprefix('_orig_mod.'): value for key, value in actual.items()}
+    assert_same(actual, expected, 1e-9)
+
+
+def test_choice_by_shape():
+    """Moments where the covariance is cheaper than the branches it saves."""
+    x = torch.zeros(16, 1, 14, 14)
+    for inputs, outputs, form in [
+        (24, 36, 'moments'),
+        (160, 480, 'moments'),
+        (72, 12, 'stacked'),
+        (672, 56, 'stacked'),
+    ]:
+        unit = MultiBranchConv2d(inputs, outputs, 1, num_branches=3)
+        assert choose_form(unit, x.expand(-1, inputs, -1, -1)) == form
+
+
+def test_form_can_be_set_and_forced():
+    unit = make_unit('moments', training_form='stacked')
+    x = make_input(unit)
+    assert choose_form(unit, x) == 'stacked' and "training_form='stacked'" in repr(unit)
+    assert_same_step(unit, x)
+    with use_training_form('plain'):
+        assert choose_form(unit, x) == 'plain'
+        with use_training_form('moments'):
+            assert choose_form(unit, x) == 'moments'
+        assert choose_form(unit, x) == 'plain'
+    assert choose_form(unit, x) == 'stacked'
+
+    block = GhostBottleneck(8, 24, 8)
+    set_training_form(block, 'stacked')
+    assert block.ghost1.primary.training_form == 'stacked'
+    assert block.ghost1.cheap.training_form == 'auto'
+    deployed = MultiBranchConv2d(**EXPANSION, deploy=True)
+    set_training_form(deployed, 'plain')
+
+
+@pytest.mark.parametrize('form', ['fast', 'depthwise'])
+def test_unknown_or_impossible_form_is_refused(form):
+    with pytest.raises(ValueError, match='training_form must be one of auto, plain, moments'):
+        MultiBranchConv2d(**EXPANSION, training_form=form)
+    if form == 'fast':
+        for setter in (use_training_form, lambda name: set_training_form(nn.Identity(), name)):
+            with pytest.raises(ValueError, match="got 'fast'"), setter(form) or nullcontext():
+                pass
