@@ -1,0 +1,303 @@
+"""Depthwise 3 x 3 branches, each with its own batch norm, as one convolution in training too.
+
+A branch is ``norm(K . patch)``, and its batch statistics follow from mean and covariance of the
+patches (:mod:`.depthwise_sums`): ``m = K mu``, ``v = K Cov K^T``. So the sum of all branches is one
+convolution with ``sum_i a_i K_i``, ``a_i = gamma_i / sqrt(v_i + eps)``, and a bias, exactly, and
+the gradients go through ``mu`` and ``Cov``. The 1 x 1 branch and the identity are kernels with
+nothing but a centre. Only the input is kept for the backward pass.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, distributed
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from .depthwise_sums import correlate, patch_sums, patch_sums_backward
+
+CENTRE_BELOW = 0.04
+"""Variance over mean square of the input below which sums are taken again, about the mean."""
+
+MEASURE_BELOW = 0.005
+"""Variance over what it would be for white noise below which a branch is run to measure it."""
+
+_CENTRE = torch.tensor([[0.0, 0, 0, 0, 1, 0, 0, 0, 0]])
+
+
+def depthwise_moments(
+    x: Tensor,
+    kernels: Sequence[Tensor],
+    scale: Tensor | None,
+    with_identity: bool,
+    gammas: Tensor,
+    betas: Tensor,
+    eps: float,
+    group: 'distributed.ProcessGroup | None' = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of depthwise 3 x 3 branches of stride 1, each normalised by its own batch statistics.
+
+    Equal to running the branches one by one, gradients of every tensor included. Branches are
+    counted in the order kernels, 1 x 1 branch, identity; M is their number.
+
+    Args:
+        x: Input of shape (B, C, H, W). The output keeps its memory format; channels_last is the
+            faster one on CPUs.
+        kernels: Kernels of the branches, each of shape (C, 1, 3, 3).
+        scale: Kernel of the 1 x 1 branch, shape (C, 1, 1, 1), or None.
+        with_identity: Whether the input itself is a branch.
+        gammas: Weights of the norms, shape (M, C).
+        betas: Biases of the norms, shape (M, C).
+        eps: What all the norms add to the variance.
+        group: Processes over whose batches the statistics are taken, or None for this one's alone.
+
+    Returns:
+        Output of shape (B, C, H, W), and the branches' batch means and biased variances, both of
+        shape (M, C), float64, without gradients.
+    """
+    return _DepthwiseMoments.apply(x, scale, with_identity, gammas, betas, eps, group, *kernels)
+
+
+class _DepthwiseMoments(Function):
+    """Forward and backward of :func:`depthwise_moments`.
+
+    The small algebra is done in double precision: a few numbers a channel, whose differences count.
+    Every call costs as much as a thousand pixels, so there are few.
+    """
+
+    @staticmethod
+    def forward(ctx, x, scale, with_identity, gammas, betas, eps, group, *kernels):
+        channels = x.shape[1]
+        maps = x.permute(0, 2, 3, 1).contiguous()
+        weights = _as_kernels(kernels, scale, with_identity)
+        moments = _moments(maps, weights, group)
+
+        inv_std = (moments.var + eps).rsqrt()
+        factor = gammas.t() * inv_std
+        kernel = factor[:, None] @ weights
+        bias = (betas.t() - factor * moments.mean).sum(1)
+        out = F.conv2d(
+            maps.permute(0, 3, 1, 2),
+            kernel.to(x.dtype).view(channels, 1, 3, 3),
+            bias.to(x.dtype),
+            padding=1,
+            groups=channels,
+        )
+        if x.is_contiguous():
+            out = out.contiguous()
+
+        ctx.save_for_backward(
+            x, scale, gammas, betas, *kernels, weights, inv_std, factor, kernel, *moments
+        )
+        ctx.eps, ctx.group = eps, group
+        mean, var = moments.mean.t(), moments.var.t()
+        ctx.mark_non_differentiable(mean, var)
+        ctx.set_materialize_grads(False)
+        return out, mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out, _mean, _var):
+        if grad_out is None:
+            return (None,) * len(ctx.needs_input_grad)
+        if torch.is_autocast_enabled(grad_out.device.type):
+            with torch.autocast(grad_out.device.type, enabled=False):
+                return _backward(ctx, grad_out)
+        return _backward(ctx, grad_out)
+
+
+class _Moments(NamedTuple):
+    """Batch statistics of all the branches of a unit.
+
+    Attributes:
+        mu: Mean patch, shape (C, 9).
+        mean: Means of the branches, shape (C, M).
+        var: Biased variances of the branches, shape (C, M).
+        pull: Their kernels times the covariance of the patches, shape (C, M, 9).
+        count: Number of pixels, no dimensions.
+        centre: Number that sums were taken about, shape (C,), or None for zero.
+        measured: Channels whose branches were run to measure them, or None.
+    """
+
+    mu: Tensor
+    mean: Tensor
+    var: Tensor
+    pull: Tensor
+    count: Tensor
+    centre: Tensor | None = None
+    measured: Tensor | None = None
+
+
+def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of everything that :meth:`_DepthwiseMoments.forward` was given."""
+    x, scale, gammas, betas, *kernels = ctx.saved_tensors
+    weights, inv_std, factor, kernel = kernels[-11:-7]
+    moments = _Moments(*kernels[-7:])
+    kernels = kernels[:-11]
+    channels, num_kernels = x.shape[1], len(kernels)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    maps = x.permute(0, 2, 3, 1).to(dtype).contiguous()
+    grad_out = grad_out.permute(0, 2, 3, 1).to(dtype).contiguous()
+    needs = ctx.needs_input_grad
+    grads = [None] * len(needs)
+
+    # Gradients of the one kernel and its bias; the kernel's after the mean was taken off.
+    grad_kernel, grad_bias = correlate(grad_out, maps, moments.centre).split((9, 1), 1)
+    grad_kernel = torch.addcmul(grad_kernel, grad_bias, moments.mu, value=-1)
+    grad_factor = (weights @ grad_kernel[:, :, None])[..., 0]
+    if moments.measured is not None:
+        index = moments.measured
+        parts = grad_out[..., index]
+        for branch, out in enumerate(_run_branches(maps, weights, moments.mean, index)):
+            grad_factor[index, branch] = (parts * out).sum((0, 1, 2), dtype=torch.float64)
+    grad_gamma = inv_std * grad_factor
+    twice_grad_var = grad_gamma * factor * inv_std * -1
+    if any(needs[7:]):
+        rows = slice(num_kernels)
+        grad_weights = factor[:, rows, None] * grad_kernel[:, None]
+        grad_weights += twice_grad_var[:, rows, None] * moments.pull[:, rows]
+        grads[7:] = [
+            grad.reshape(like.shape).to(like.dtype)
+            for grad, like in zip(grad_weights.unbind(1), kernels, strict=True)
+        ]
+    if needs[1]:
+        # The two terms above cancel down to eps: the norm takes out the 1 x 1 weight's size.
+        grad_scale = factor[:, num_kernels] * inv_std[:, num_kernels].square() * ctx.eps
+        grads[1] = (grad_scale * grad_kernel[:, 4]).view(scale.shape).to(scale.dtype)
+    if needs[3]:
+        grads[3] = grad_gamma.t().to(gammas.dtype)
+    if needs[4]:
+        grads[4] = grad_bias.t().expand(betas.shape).to(betas.dtype)
+    if needs[0]:
+        flipped = kernel.flip(2).to(dtype).view(channels, 1, 3, 3)
+        grad_x = F.conv2d(grad_out.permute(0, 3, 1, 2), flipped, padding=1, groups=channels)
+        grad_x = grad_x.permute(0, 2, 3, 1)
+        # Twice the covariance's gradient, which is symmetric.
+        grad_cov = weights.transpose(1, 2) @ (twice_grad_var[:, :, None] * weights)
+        grad_mu = grad_bias[:, None] * kernel + moments.mu[:, None] @ grad_cov
+        grad_sums = torch.cat((grad_cov.flatten(1) / 2, -grad_mu[:, 0]), 1)
+        if ctx.group is not None:
+            (grad_sums,) = _sum_over(ctx.group, grad_sums)
+        patch_sums_backward(grad_sums / moments.count, maps, grad_x)
+        grad_x = grad_x.permute(0, 3, 1, 2).to(x.dtype)
+        grads[0] = grad_x.contiguous() if x.is_contiguous() else grad_x
+    return tuple(grads)
+
+
+def _moments(maps: Tensor, weights: Tensor, group: 'distributed.ProcessGroup | None') -> _Moments:
+    """Batch statistics, their digits checked where looking at values costs nothing.
+
+    Args:
+        maps: Input of shape (B, H, W, C).
+        weights: All branches as kernels, shape (C, M, 9).
+        group: Processes that share the statistics, or None.
+    """
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    # A GPU would have to be waited for, and a look would break a compiled graph.
+    can_look = maps.device.type == 'cpu' and not torch.compiler.is_compiling()
+    centre = None if can_look else _sample_mean(maps)
+    while True:
+        first, second, power = patch_sums(maps, centre)
+        count = first.new_tensor(maps[..., 0].numel())
+        if group is not None:
+            first, second, power, count = _sum_over(group, first, second, power, count)
+        mu = first / count
+        spread = torch.baddbmm(second / count, mu[:, :, None], mu[:, None], alpha=-1)
+        pull = weights @ spread
+        mean = (weights @ mu[:, :, None])[..., 0]
+        var = (pull * weights).sum(2)
+        moments = _Moments(mu, mean, var, pull, count, centre)
+        if not can_look:
+            break
+        power = power / count
+        # What a branch's variance would be if pixels were independent and had no mean.
+        white = power * weights.square().sum(2)
+        if not (var < white * CENTRE_BELOW).any():
+            break
+        if centre is None and (spread[:, 4, 4:5] < power * CENTRE_BELOW).any():
+            centre = mu[:, 4].to(maps.dtype)
+            continue
+        unsure = (var < white * MEASURE_BELOW).any(1)
+        if unsure.any():
+            moments = moments._replace(measured=unsure.nonzero()[:, 0])
+            _measure(maps, weights, moments, group)
+        break
+    var.clamp_(min=0)
+    return moments
+
+
+def _sample_mean(x: Tensor) -> Tensor:
+    """A number near the mean of every channel of a map of shape (B, H, W, C), shape (C,)."""
+    return x[:, :: max(1, x.shape[1] // 4), :: max(1, x.shape[2] // 4)].mean((0, 1, 2))
+
+
+def _as_kernels(kernels: Sequence[Tensor], scale: Tensor | None, with_identity: bool) -> Tensor:
+    """All branches as 3 x 3 kernels, shape (C, M, 9), float64."""
+    channels = kernels[0].shape[0]
+    centre = _CENTRE.to(kernels[0])
+    rows = [kernel.reshape(channels, 9) for kernel in kernels]
+    if scale is not None:
+        rows.append(scale.view(channels, 1) * centre)
+    if with_identity:
+        rows.append(centre.expand(channels, 9))
+    return torch.cat(rows, 1).double().view(channels, -1, 9)
+
+
+def _run_branches(maps: Tensor, weights: Tensor, mean: Tensor, index: Tensor) -> Iterator[Tensor]:
+    """Outputs of one branch after the other for some channels, their means taken off.
+
+    Args:
+        maps: Input of shape (B, H, W, C).
+        weights: Kernels of the branches, shape (C, M, 9).
+        mean: Means of the branches, shape (C, M).
+        index: Which channels, shape (K,).
+
+    Yields:
+        Shape (B, H, W, K).
+    """
+    maps = maps[..., index].permute(0, 3, 1, 2)
+    weights, mean = weights[index].to(maps.dtype), mean[index].to(maps.dtype)
+    for branch in range(weights.shape[1]):
+        kernel = weights[:, branch].reshape(-1, 1, 3, 3)
+        out = F.conv2d(maps, kernel, -mean[:, branch], padding=1, groups=len(index))
+        yield out.permute(0, 2, 3, 1)
+
+
+def _measure(
+    maps: Tensor, weights: Tensor, moments: _Moments, group: 'distributed.ProcessGroup | None'
+) -> None:
+    """Replace what is known of the channels to be measured, in place, by running their branches.
+
+    A kernel that takes out nearly all there is, such as a Laplacian of a smooth map, has a variance
+    that is a small difference of large sums. Its output has not.
+
+    Args:
+        maps: Input of shape (B, H, W, C).
+        weights: All branches as kernels, shape (C, M, 9).
+        moments: What is known so far.
+        group: Processes that share the statistics, or None.
+    """
+    mu, mean, var, pull, count, centre, index = moments
+    parts = maps[..., index]
+    centre = None if centre is None else centre[index]
+    # The shift that is taken off has single precision, as the outputs have.
+    mean[index] = mean[index].to(maps.dtype).double()
+    for branch, out in enumerate(_run_branches(maps, weights, mean, index)):
+        sums = correlate(out, parts, centre)
+        square = out.double().square().sum((0, 1, 2))
+        if group is not None:
+            sums, square = _sum_over(group, sums, square)
+        rest = sums[:, 9] / count
+        var[index, branch] = square / count - rest.square()
+        pull[index, branch] = sums[:, :9] / count - rest[:, None] * mu[index]
+        mean[index, branch] += rest
+
+
+def _sum_over(group: 'distributed.ProcessGroup', *values: Tensor) -> list[Tensor]:
+    """Sums of float64 tensors over the processes of a group, in one message."""
+    flat = torch.cat([value.reshape(-1) for value in values])
+    distributed.all_reduce(flat, group=group)
+    parts = flat.split([value.numel() for value in values])
+    return [part.view(value.shape) for part, value in zip(parts, values, strict=True)]
