@@ -10,7 +10,12 @@ from typing import Any
 __version__ = '0.1.0'
 
 # public name -> module that defines it
-_LAZY = {'GhostNetV3': 'mmgnv3.models'}
+_LAZY = {
+    'GhostNetV3': 'mmgnv3.models',
+    'KDClassifier': 'mmgnv3.models',
+    'KDClsHead': 'mmgnv3.models',
+    'KDLoss': 'mmgnv3.models',
+}
 
 __all__ = ['__version__', *_LAZY]
 

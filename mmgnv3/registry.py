@@ -5,7 +5,22 @@ name and ``locations`` says where the modules live, ``type='mmgnv3.GhostNetV3'``
 OpenMMLab package is found without ``custom_imports``.
 """
 
+from importlib import import_module
+
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
 
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmgnv3', locations=['mmgnv3.models'])
+
+class _ModelRegistry(Registry):
+    """Imports distillation when it is asked for: nothing else here needs mmpretrain."""
+
+    def get(self, key: str) -> type | None:
+        """Find a class by its name, with or without the scope."""
+        if key.rpartition('.')[2] in ('KDClassifier', 'KDClsHead'):
+            import_module('mmgnv3.models').load_distillation()
+        return super().get(key)
+
+
+MODELS = _ModelRegistry(
+    'model', parent=MMENGINE_MODELS, scope='mmgnv3', locations=['mmgnv3.models']
+)

@@ -1,0 +1,5 @@
+"""Heads."""
+
+from .kd_cls_head import KDClsHead
+
+__all__ = ['KDClsHead']

@@ -1,0 +1,5 @@
+"""Losses."""
+
+from .kd_loss import KDLoss
+
+__all__ = ['KDLoss']
