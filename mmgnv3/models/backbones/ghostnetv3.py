@@ -10,7 +10,13 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmgnv3.models.layers import BranchConfig, GhostBottleneck, MultiBranchConv2d, is_foldable_norm
+from mmgnv3.models.layers import (
+    BranchConfig,
+    GhostBottleneck,
+    MultiBranchConv2d,
+    is_foldable_norm,
+    set_training_form,
+)
 from mmgnv3.models.layers.ghost import make_divisible
 from mmgnv3.registry import MODELS
 
@@ -59,6 +65,10 @@ class GhostNetV3(BaseModule):
         with_cp: Trades time for memory: activations inside a block are recomputed in the backward
             pass. Outputs, gradients and running statistics stay the same.
         deploy: Builds the folded form, into which weights of a folded backbone can be loaded.
+        with_identity: Whether units that keep channels and stride have the identity branch.
+        training_form: How branches are computed in training, one of
+            :data:`mmgnv3.models.layers.TRAINING_FORMS`: 'auto' takes what is fastest for every
+            unit's shape, 'plain' runs them one by one. The results are the same up to rounding.
         init_cfg: Initialisation config of :class:`mmengine.model.BaseModule`, for example
             ``dict(type='Pretrained', checkpoint=path, prefix='backbone.')``.
 
@@ -139,6 +149,8 @@ class GhostNetV3(BaseModule):
         norm_eval: bool = False,
         with_cp: bool = False,
         deploy: bool = False,
+        with_identity: bool = True,
+        training_form: str = 'auto',
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -165,7 +177,7 @@ class GhostNetV3(BaseModule):
         self.with_cp = with_cp
         self.deploy = deploy
 
-        branch_cfg = BranchConfig(num_branches, with_scale)
+        branch_cfg = BranchConfig(num_branches, with_scale, with_identity)
         common = dict(norm_cfg=norm_cfg, deploy=deploy)
         channels = make_divisible(table['stem_channels'] * widen_factor)
         stride = table['stem_stride']
@@ -213,6 +225,7 @@ class GhostNetV3(BaseModule):
             stage_strides.append(stride)
         self.out_channels = tuple(stage_channels[i] for i in self.out_indices)
         self.out_strides = tuple(stage_strides[i] for i in self.out_indices)
+        set_training_form(self, training_form)
         self._freeze_stages()
 
     @classmethod
@@ -321,9 +334,9 @@ class GhostNetV3(BaseModule):
             if their_form != our_form:
                 raise RuntimeError(
                     f'The checkpoint holds the backbone of another GhostNetV3: {their_form}; '
-                    f'this one is: {our_form}. Set widen_factor, num_branches, with_scale and '
-                    'deploy as the checkpoint has them. A training form is folded by '
-                    'tools/reparam.py; a folded one cannot be unfolded.'
+                    f'this one is: {our_form}. Set widen_factor, num_branches, with_scale, '
+                    'with_identity and deploy as the checkpoint has them. A training form is '
+                    'folded by tools/reparam.py; a folded one cannot be unfolded.'
                 )
             for name, value in ours.items():
                 if name in theirs and theirs[name].shape != value.shape:
@@ -369,8 +382,10 @@ def _describe(state_dict: dict[str, Tensor]) -> str:
     cheap = 'stages.0.0.ghost1.cheap.'
     branches = {k.split('.')[6] for k in state_dict if k.startswith(f'{cheap}branches.')}
     scale = 'with' if f'{cheap}scale.conv.weight' in state_dict else 'without'
+    identity = 'with' if f'{cheap}identity.running_var' in state_dict else 'without'
     return (
-        f'training form, {channels} stem channels, {len(branches)} branches, {scale} 1 x 1 branch'
+        f'training form, {channels} stem channels, {len(branches)} branches, {scale} 1 x 1 branch, '
+        f'{identity} identity'
     )
 
 

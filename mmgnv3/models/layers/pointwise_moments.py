@@ -11,7 +11,8 @@ and of its bias, the way back is
 - ``gamma_i' = diag(W_i G^T) / sqrt(v_i + eps)``, ``v_i' = -gamma_i gamma_i' / 2 (v_i + eps)``,
   ``m_i' = -a_i b``;
 - ``W_i' = a_i G + 2 v_i' W_i C``;
-- ``C' = sum_i W_i^T v_i' W_i``, ``x' = (sum_i a_i W_i)^T y' + (2 C' (x - mu) + sum_i W_i^T m_i') / n``.
+- ``C' = sum_i W_i^T v_i' W_i``,
+  ``x' = (sum_i a_i W_i)^T y' + (2 C' (x - mu) + sum_i W_i^T m_i') / n``.
 """
 
 from collections.abc import Sequence

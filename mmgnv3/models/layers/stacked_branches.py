@@ -2,8 +2,8 @@
 
 For projections, whose input has so many channels that its covariance costs more than the branches.
 The statistics are taken from the stacked output ``z``; the norms and the sum over the branches are
-then one pass over it, ``y = sum_i a_i (z_i - m_i) + beta_i``, and so is the gradient with respect to
-``z``. No normalised branch is ever written down.
+then one pass over it, ``y = sum_i a_i (z_i - m_i) + beta_i``, and so is the gradient with respect
+to ``z``. No normalised branch is ever written down.
 """
 
 from collections.abc import Sequence
