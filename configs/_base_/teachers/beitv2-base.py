@@ -1,7 +1,7 @@
 # BEiTV2-B, the teacher of the paper's final recipe (so work that quotes it says). 86.5M parameters,
 # 86.47 % top-1 on ImageNet-1K by mmpretrain's table. A config that lists this file writes
 #
-#     model = dict(type='mmgnv3.KDClassifier', teacher='{{_base_.teacher}}', ...)
+#     model = dict(type='mmgnv3.KDClassifier', teacher=_base_.teacher, ...)
 #
 # Weights: beitv2-base_3rdparty_in1k_20221114-73e11905.pth of mmpretrain.
 # The host that its table names is gone: look in OneDL's model zoo or a mirror. The file goes where

@@ -1,7 +1,7 @@
 # DeiT-B, one of the paper's three teachers. 86.6M parameters, 81.76 % top-1 on ImageNet-1K by
 # mmpretrain's table. A config that lists this file writes
 #
-#     model = dict(type='mmgnv3.KDClassifier', teacher='{{_base_.teacher}}', ...)
+#     model = dict(type='mmgnv3.KDClassifier', teacher=_base_.teacher, ...)
 #
 # Weights: deit-base_pt-16xb64_in1k_20220216-db63c16c.pth of mmpretrain.
 # The host that its table names is gone: look in OneDL's model zoo or a mirror. The file goes where

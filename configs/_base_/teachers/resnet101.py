@@ -1,7 +1,7 @@
 # ResNet-101, one of the paper's three teachers. 44.5M parameters, 77.97 % top-1 on ImageNet-1K by
 # mmpretrain's table. A config that lists this file writes
 #
-#     model = dict(type='mmgnv3.KDClassifier', teacher='{{_base_.teacher}}', ...)
+#     model = dict(type='mmgnv3.KDClassifier', teacher=_base_.teacher, ...)
 #
 # Weights: resnet101_8xb32_in1k_20210831-539c63f8.pth of mmpretrain.
 # The host that its table names is gone: look in OneDL's model zoo or a mirror. The file goes where

@@ -63,6 +63,8 @@ class Teacher:
                 'A teacher is named by one of config (a mmpretrain config), model (a dict) and '
                 f'timm (a name), got config={config!r}, model={model!r}, timm={timm!r}.'
             )
+        if config is not None and '::' in config and not config.startswith('mmpretrain::'):
+            raise ValueError(f'A teacher is a classifier of mmpretrain, got config={config!r}.')
         kind = model and model.get('type')
         self.name = config or timm or getattr(kind, '__name__', kind)
         if bool(checkpoint) == bool(random_init):

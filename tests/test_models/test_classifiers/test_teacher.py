@@ -5,16 +5,31 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hub import get_config
+from mmengine.registry import DefaultScope
+from mmpretrain.models import GlobalAveragePooling
+from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from mmgnv3.models.classifiers import Teacher
-from tests.test_models.test_classifiers.small import NETWORK, NUM_CLASSES, mirror, trained_network
+from tests.test_models.test_classifiers.small import (
+    NETWORK,
+    NUM_CLASSES,
+    STUDENT,
+    mirror,
+    trained_network,
+)
 
 TEACHERS = Path(__file__).parents[3] / 'configs' / '_base_' / 'teachers'
 INGREDIENTS = ['beitv2-base', 'deit-base', 'resnet101']
 CONFIG = """
 model = {model!r}
 data_preprocessor = {preprocessor!r}
+"""
+KD_CONFIG = """
+_base_ = [{base!r}]
+default_scope = 'mmpretrain'
+model = dict({student!r}, type='mmgnv3.KDClassifier', teacher=_base_.teacher)
+model['head']['num_classes'] = 1000
 """
 
 
@@ -127,6 +142,17 @@ class TestIngredients:
             '/elsewhere/teacher.pth'
         )
 
+    def test_goes_into_a_config_as_it_is(self, tmp_path):
+        config = tmp_path / 'kd.py'
+        config.write_text(KD_CONFIG.format(base=str(TEACHERS / 'resnet101.py'), student=STUDENT))
+        cfg = Config.fromfile(config)
+        cfg.merge_from_dict({'model.teacher.checkpoint': 'elsewhere.pth'})
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            model = MODELS.build(cfg.model)
+        assert isinstance(model.neck, GlobalAveragePooling)
+        assert model.teacher.settings['config'] == 'mmpretrain::resnet/resnet101_8xb32_in1k.py'
+        assert model.teacher.checkpoint == 'elsewhere.pth'
+
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ('name', 'millions'), list(zip(INGREDIENTS, (86.5, 86.6, 44.5), strict=True))
@@ -145,7 +171,7 @@ class TestIngredients:
         images = pixels(images=1, size=256)
         logits = teacher(images)
         assert logits.shape == (1, 1000)
-        assert torch.equal(again(images), logits)
+        torch.testing.assert_close(again(images), logits)
 
 
 class TestBadInput:
@@ -154,6 +180,7 @@ class TestBadInput:
         [
             (dict(random_init=True), 'named by one of config'),
             (dict(model=NETWORK, timm='resnet18', random_init=True), 'named by one of config'),
+            (dict(config='mmdet::a.py', random_init=True), 'classifier of mmpretrain'),
             (dict(model=NETWORK), 'has no weights.*random_init=True'),
             (dict(model=NETWORK, checkpoint='a.pth', random_init=True), 'has both'),
             (dict(model=NETWORK, random_init=True, input_size=0), 'input_size'),
@@ -164,7 +191,17 @@ class TestBadInput:
                 'wants its images',
             ),
         ],
-        ids=['none', 'two', 'no-weights', 'both', 'size', 'sides', 'unknown-key', 'normalisation'],
+        ids=[
+            'none',
+            'two',
+            'package',
+            'no-weights',
+            'both',
+            'size',
+            'sides',
+            'unknown-key',
+            'normalisation',
+        ],
     )
     def test_arguments(self, options, message):
         with pytest.raises(ValueError, match=message):
