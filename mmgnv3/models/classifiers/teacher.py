@@ -117,10 +117,10 @@ class Teacher:
         Raises:
             FileNotFoundError: If its config or its checkpoint is missing.
         """
-        config, path = self.settings['config'], self.checkpoint
+        config, path = self.settings['config'], os.path.expanduser(self.checkpoint or '')
         if config and '::' not in config and not os.path.isfile(config):
             raise FileNotFoundError(f'There is no config {os.path.abspath(config)} of the teacher.')
-        if path and '://' not in path and not os.path.isfile(os.path.expanduser(path)):
+        if path and '://' not in path and not os.path.isfile(path):
             raise FileNotFoundError(
                 f'The checkpoint {os.path.abspath(path)} of the teacher {self.name} is missing. '
                 'Put it there, or name another one: --cfg-options model.teacher.checkpoint=PATH. '

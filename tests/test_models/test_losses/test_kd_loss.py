@@ -120,4 +120,4 @@ def test_extreme_logits_stay_finite():
 )
 def test_settings_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=f'^{message} is'):
-        MODELS.build(dict(type='KDLoss', **options))
+        MODELS.build(dict(type='mmgnv3.KDLoss', **options))
