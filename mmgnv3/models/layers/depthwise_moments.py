@@ -16,7 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .depthwise_sums import correlate, patch_sums, patch_sums_backward
+from .depthwise_sums import correlate, map_gradient, patch_sums
 
 CENTRE_BELOW = 0.04
 """Variance over mean square of the input below which sums are taken again, about the mean."""
@@ -136,7 +136,7 @@ def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     weights, inv_std, factor, kernel = kernels[-11:-7]
     moments = _Moments(*kernels[-7:])
     kernels = kernels[:-11]
-    channels, num_kernels = x.shape[1], len(kernels)
+    num_kernels = len(kernels)
     dtype = torch.promote_types(x.dtype, torch.float32)
     maps = x.permute(0, 2, 3, 1).to(dtype).contiguous()
     grad_out = grad_out.permute(0, 2, 3, 1).to(dtype).contiguous()
@@ -171,16 +171,13 @@ def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     if needs[4]:
         grads[4] = grad_bias.t().expand(betas.shape).to(betas.dtype)
     if needs[0]:
-        flipped = kernel.flip(2).to(dtype).view(channels, 1, 3, 3)
-        grad_x = F.conv2d(grad_out.permute(0, 3, 1, 2), flipped, padding=1, groups=channels)
-        grad_x = grad_x.permute(0, 2, 3, 1)
         # Twice the covariance's gradient, which is symmetric.
         grad_cov = weights.transpose(1, 2) @ (twice_grad_var[:, :, None] * weights)
         grad_mu = grad_bias[:, None] * kernel + moments.mu[:, None] @ grad_cov
         grad_sums = torch.cat((grad_cov.flatten(1) / 2, -grad_mu[:, 0]), 1)
         if ctx.group is not None:
             (grad_sums,) = _sum_over(ctx.group, grad_sums)
-        patch_sums_backward(grad_sums / moments.count, maps, grad_x)
+        grad_x = map_gradient(grad_sums / moments.count, maps, grad_out, kernel[:, 0])
         grad_x = grad_x.permute(0, 3, 1, 2).to(x.dtype)
         grads[0] = grad_x.contiguous() if x.is_contiguous() else grad_x
     return tuple(grads)
@@ -204,7 +201,7 @@ def _moments(maps: Tensor, weights: Tensor, group: 'distributed.ProcessGroup | N
         if group is not None:
             first, second, power, count = _sum_over(group, first, second, power, count)
         mu = first / count
-        spread = torch.baddbmm(second / count, mu[:, :, None], mu[:, None], alpha=-1)
+        spread = torch.addcmul(second / count, mu[:, :, None], mu[:, None], value=-1)
         pull = weights @ spread
         mean = (weights @ mu[:, :, None])[..., 0]
         var = (pull * weights).sum(2)

@@ -22,6 +22,9 @@ TAPS = tuple(product((-1, 0, 1), repeat=2))
 MAX_PIXELS = 32768
 """Longest sum in single precision; longer ones are split and added in double precision."""
 
+MAX_BYTES = 2**21
+"""Size of intermediate maps that a cache holds, and that need no new memory from the system."""
+
 _EDGES = ((0, 1), (0, -1), (1, 1), (1, -1))
 """Top, bottom, left and right edge as (axis, coordinate along it of every tap that a ring output
 beyond that edge shares with the map)."""
@@ -150,7 +153,7 @@ def pieces(grad: Tensor, x: Tensor, reach: int) -> Iterator[tuple[Tensor, Tensor
         Pairs of maps whose correlations add up to that of the whole maps.
     """
     batch, height, width = x.shape[:3]
-    images = batch if x.dtype == torch.float64 else MAX_PIXELS // (height * width)
+    images = MAX_PIXELS // (height * width)
     if images >= batch:
         yield grad, x
         return
@@ -287,11 +290,12 @@ def patch_sums(x: Tensor, centre: Tensor | None = None) -> tuple[Tensor, Tensor,
     channels = x.shape[3]
     lags = []
     signals = _Signal(), _Signal()
-    for here, there in pieces(x, x, 2):
-        signal, moved = signals[0].put(there)
-        signal = signal if here is there else signals[1].put(here)[0]
-        # Taps -1, 0, 1 of what was moved by one column are lags of 0, 1 and 2 columns.
-        lags.append(weight_gradient(signal, moved, (5, 3)))
+    for part in x.split(cached_images(x)):
+        for here, there in pieces(part, part, 2):
+            signal, moved = signals[0].put(there)
+            signal = signal if here is there else signals[1].put(here)[0]
+            # Taps -1, 0, 1 of what was moved by one column are lags of 0, 1 and 2 columns.
+            lags.append(weight_gradient(signal, moved, (5, 3)))
     lines = _as_map(edge_lines(x))
     edges, edge_totals = weight_gradient(lines, lines, (5, 1))
     corners = ends(ends(x, 1), 2)
@@ -351,26 +355,45 @@ def _uncentred(u: Tensor, centre: Tensor, second: Tensor) -> tuple[Tensor, Tenso
     return first, second + centre * cross + centre.square() * count
 
 
-def patch_sums_backward(grad: Tensor, x: Tensor, into: Tensor) -> None:
-    """Add the gradient of :func:`patch_sums` to the gradient of its map, in place.
+def cached_images(x: Tensor) -> int:
+    """How many images of a map of shape (B, H, W, C) stay within ``MAX_BYTES``, at least one."""
+    return max(1, MAX_BYTES // (x[0].numel() * x.element_size()))
 
-    One depthwise 5 x 5 convolution of the map, one of its outermost lines, and the corners.
+
+def map_gradient(grad: Tensor, x: Tensor, grad_out: Tensor, kernel: Tensor) -> Tensor:
+    """Gradient of a map through :func:`patch_sums` and through a 3 x 3 convolution.
+
+    The first is one depthwise 5 x 5 convolution of the map, one of its outermost lines, and the
+    corners.
 
     Args:
         grad: Gradients of the second moments and of the first, shape (C, 9 * 9 + 9), float64.
-        x: The map, shape (B, H, W, C), contiguous, of the same dtype as ``into``.
-        into: Its gradient so far, shape (B, H, W, C).
+        x: The map, shape (B, H, W, C), contiguous.
+        grad_out: Gradient of the convolution's output, of the same shape and dtype.
+        kernel: Kernel of the convolution, shape (C, 9).
+
+    Returns:
+        Gradient of x.
     """
     height, width, channels = x.shape[1:]
     stencils = (grad @ _STENCILS.to(x.device)).to(x.dtype)
     inner, edges, corners = stencils.split((26, 24, 8), 1)
-    into += F.conv2d(
-        x.permute(0, 3, 1, 2),
-        inner[:, :25].reshape(channels, 1, 5, 5),
-        inner[:, 25].contiguous(),
-        padding=2,
-        groups=channels,
-    ).permute(0, 2, 3, 1)
+    inner, constant = inner[:, :25].reshape(channels, 1, 5, 5), inner[:, 25].contiguous()
+    kernel = kernel.flip(1).to(x.dtype).view(channels, 1, 3, 3)
+
+    def gradient(x: Tensor, grad_out: Tensor) -> Tensor:
+        out = F.conv2d(grad_out.permute(0, 3, 1, 2), kernel, padding=1, groups=channels)
+        out += F.conv2d(x.permute(0, 3, 1, 2), inner, constant, padding=2, groups=channels)
+        return out.permute(0, 2, 3, 1)
+
+    images = cached_images(x)
+    if images >= len(x):
+        grad_x = gradient(x, grad_out)
+    else:
+        grad_x = torch.empty_like(x)
+        parts = (value.split(images) for value in (grad_x, x, grad_out))
+        for target, *sources in zip(*parts, strict=True):
+            target.copy_(gradient(*sources))
 
     lines = F.conv2d(
         _as_map(edge_lines(x)),
@@ -380,13 +403,14 @@ def patch_sums_backward(grad: Tensor, x: Tensor, into: Tensor) -> None:
         groups=4 * channels,
     )
     lines = lines[..., 0].permute(0, 2, 1).unflatten(2, (4, channels))
-    add_to_ends(into, 1, lines[:, :width, :2].transpose(1, 2))
-    add_to_ends(into, 2, lines[:, :height, 2:])
+    add_to_ends(grad_x, 1, lines[:, :width, :2].transpose(1, 2))
+    add_to_ends(grad_x, 2, lines[:, :height, 2:])
 
-    constant, factor = corners.t().reshape(2, 2, 2, channels)
+    constant, factor = corners.t().contiguous().view(2, 2, 2, channels)
     corners = torch.addcmul(constant, ends(ends(x, 1), 2), factor)
     if height == 1:
         corners = corners.sum(1, keepdim=True)
     if width == 1:
         corners = corners.sum(2, keepdim=True)
-    into[:, :: max(height - 1, 1), :: max(width - 1, 1)] += corners
+    grad_x[:, :: max(height - 1, 1), :: max(width - 1, 1)] += corners
+    return grad_x
