@@ -11,10 +11,17 @@ __version__ = '0.1.0'
 
 # public name -> module that defines it
 _LAZY = {
+    'CheckpointHook': 'mmgnv3.engine.hooks',
+    'EMAHook': 'mmgnv3.engine.hooks',
+    'ExactResumeHook': 'mmgnv3.engine.hooks',
+    'FiniteLossHook': 'mmgnv3.engine.hooks',
+    'GhostNetV2': 'mmgnv3.models',
     'GhostNetV3': 'mmgnv3.models',
     'KDClassifier': 'mmgnv3.models',
     'KDClsHead': 'mmgnv3.models',
     'KDLoss': 'mmgnv3.models',
+    'Lamb': 'mmgnv3.engine.optimizers',
+    'ReparamHook': 'mmgnv3.engine.hooks',
 }
 
 __all__ = ['__version__', *_LAZY]

@@ -1,14 +1,18 @@
-"""The registry of mmgnv3's networks and layers.
+"""The registries of mmgnv3, and the scheme of its addresses of weights.
 
-It is a child of mmengine's registry of models. Because ``scope`` is the package's
-name and ``locations`` says where the modules live, ``type='mmgnv3.GhostNetV3'`` in a config of any
-OpenMMLab package is found without ``custom_imports``.
+The registries are children of mmengine's. Because ``scope`` is the package's name and
+``locations`` says where the modules live, ``type='mmgnv3.GhostNetV3'`` in a config of any OpenMMLab
+package is found without ``custom_imports``. What has to be known by then is registered here too.
 """
 
 from importlib import import_module
+from typing import Any
 
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIMIZERS as MMENGINE_OPTIMIZERS
 from mmengine.registry import Registry
+from mmengine.runner import CheckpointLoader
 
 
 class _ModelRegistry(Registry):
@@ -24,3 +28,27 @@ class _ModelRegistry(Registry):
 MODELS = _ModelRegistry(
     'model', parent=MMENGINE_MODELS, scope='mmgnv3', locations=['mmgnv3.models']
 )
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmgnv3', locations=['mmgnv3.engine.hooks'])
+OPTIMIZERS = Registry(
+    'optimizer',
+    parent=MMENGINE_OPTIMIZERS,
+    scope='mmgnv3',
+    locations=['mmgnv3.engine.optimizers'],
+)
+
+
+@CheckpointLoader.register_scheme(prefixes='ghostnetv3://', force=True)
+def load_from_ghostnetv3(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Load weights by an address, see :func:`mmgnv3.weights.load_address`.
+
+    Args:
+        filename: The address.
+        map_location: As ``torch.load`` takes it.
+
+    Returns:
+        A checkpoint of mmpretrain's ImageClassifier.
+    """
+    # Networks ask for weights, so that the floor of weights lies above theirs.
+    from mmgnv3.weights import load_address
+
+    return load_address(filename, map_location)

@@ -10,6 +10,15 @@ def main() -> None:
     add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint of the training form')
     parser.add_argument('out', help='file to write')
+    which = parser.add_mutually_exclusive_group()
+    for name, meaning in (('ema', 'the average of the weights'), ('raw', 'the weights themselves')):
+        which.add_argument(
+            f'--{name}',
+            action='store_const',
+            const=name,
+            dest='which',
+            help=f'fold {meaning}, after a run with an EMA hook (default: the average if any)',
+        )
     args = parser.parse_args()
     with plain_errors():
         from mmgnv3.apis.deploy import fold_checkpoint

@@ -5,7 +5,7 @@ from typing import Any
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
-from torch import nn
+from torch import Tensor, nn
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -38,20 +38,24 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return checkpoint
 
 
-def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str) -> None:
+def load_weights(
+    model: nn.Module, checkpoint: dict[str, Any], path: str, which: str | None = None
+) -> None:
     """Load a checkpoint's weights, all of them and no others.
 
     Args:
         model: The network, possibly inside a data-parallel or test-time augmentation wrapper.
         checkpoint: As :func:`read_checkpoint` returns it.
         path: Where it came from, for the message.
+        which: Which weights of a run with an EMA hook: ``'ema'`` (the average) or ``'raw'``. None:
+            what stands under ``state_dict``, which is the average where there is one.
 
     Raises:
-        ValueError: If the checkpoint belongs to another network.
+        ValueError: If the checkpoint belongs to another network, or has no weights to choose from.
     """
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
-    weights = checkpoint.get('state_dict', checkpoint)
+    weights = _select_weights(checkpoint, which, path)
     weights = {name.removeprefix('module.'): value for name, value in weights.items()}
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -67,6 +71,20 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str) -> Non
                 f'{path} does not fit the network of the config: it {fault} {names[0]} '
                 f'{_more(names)}. Give the config that the checkpoint was trained with.'
             )
+
+
+def _select_weights(checkpoint: dict[str, Any], which: str | None, path: str) -> dict[str, Tensor]:
+    if which is None:
+        return checkpoint.get('state_dict', checkpoint)
+    if 'ema_state_dict' not in checkpoint:
+        raise ValueError(
+            f'{path} holds one set of weights only, so that --{which} has nothing to choose from. '
+            'Leave it out.'
+        )
+    # mmengine saves the average under state_dict, and the raw weights beside the number of updates.
+    raw = checkpoint['ema_state_dict'].items()
+    raw = {name: value for name, value in raw if name.startswith('module.')}
+    return raw if which == 'raw' else checkpoint['state_dict']
 
 
 def _more(names: list[str]) -> str:

@@ -132,7 +132,7 @@ def _check_classes(categories: list[dict], classes: Sequence[str], path: str) ->
 
 
 def _check_images(names: Sequence[str], folder: str, ann_file: str) -> None:
-    missing = _missing(names, folder)
+    missing = missing_files(names, folder)
     if missing:
         raise FileNotFoundError(
             f'{len(missing)} of the {len(names)} images that {ann_file} names are not there, first '
@@ -153,8 +153,16 @@ def _check_images(names: Sequence[str], folder: str, ann_file: str) -> None:
         )
 
 
-def _missing(names: Sequence[str], folder: str) -> list[str]:
-    """Names without a file. One listing a folder is far cheaper than one look-up a name."""
+def missing_files(names: Sequence[str], folder: str) -> list[str]:
+    """Find names without a file.
+
+    Args:
+        names: Paths relative to the folder.
+        folder: The folder. One listing of each folder is far cheaper than one look-up a name.
+
+    Returns:
+        The names that are not there.
+    """
     by_folder = defaultdict(list)
     for name in names:
         by_folder[os.path.dirname(name)].append(name)

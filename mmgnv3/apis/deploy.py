@@ -1,7 +1,5 @@
 """Folding a trained checkpoint into its deployed form."""
 
-import contextlib
-import copy
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +10,18 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmgnv3.reparam import fold, is_deployed_checkpoint, part_differences, save_deployed
+from mmgnv3.reparam import (
+    deployed_meta,
+    fold_and_check,
+    is_deployed_checkpoint,
+    save_deployed,
+)
 
 from .checkpoint import load_weights, read_checkpoint
 from .run import read_config
 
-# Rounding of float32 over the depth of a network; a wrong fold is off by far more.
-TOLERANCE = 1e-4
 # Large enough for SSD's last maps and the deepest map of anything that ends at stride 64.
 _IMAGE_SIZE = 320
-# Of the metadata of a checkpoint, what still holds for its deployed form.
-_KEPT_META = ('dataset_meta', 'epoch', 'iter', 'cfg')
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,22 @@ class FoldReport:
 
 
 def fold_checkpoint(
-    config: str, checkpoint: str, out: str, *, cfg_options: dict[str, Any] | None = None
+    config: str,
+    checkpoint: str,
+    out: str,
+    *,
+    which: str | None = None,
+    cfg_options: dict[str, Any] | None = None,
 ) -> FoldReport:
     """Fold the network of a checkpoint and write its deployed form.
 
     Args:
         config: Config file of the classifier or detector.
         checkpoint: Checkpoint of its training form.
-        out: File to write, see :func:`mmgnv3.reparam.save_deployed`.
+        out: File to write, see :func:`mmgnv3.reparam.save_deployed`. It holds the folded network
+            and neither other weights nor an optimizer.
+        which: Which weights of a run with an EMA hook: ``'ema'`` (the average) or ``'raw'``.
+            None: what stands under ``state_dict``, which is the average where there is one.
         cfg_options: Changes of the config, by dotted names.
 
     Returns:
@@ -69,29 +76,13 @@ def fold_checkpoint(
     with MODELS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
         # Pretrained weights are read by init_weights(), which is not called.
         model = registry.build(cfg.model)
-    load_weights(model, weights, checkpoint)
+    load_weights(model, weights, checkpoint, which)
 
-    folded = fold(model)
-    images, samples = _sample_inputs()
-    differences = part_differences(model, folded, images, samples)
-    if differences and not max(differences.values()) <= TOLERANCE:
-        # A network that has hardly been trained can magnify rounding that far; float64 decides.
-        # Where an operator has no float64 kernels, the verdict of float32 stands.
-        exact = copy.deepcopy(model).double()
-        with contextlib.suppress(RuntimeError):
-            differences = part_differences(exact, fold(exact), images.double(), samples)
-    if not differences:
+    folded, difference = fold_and_check(model, *_sample_inputs())
+    if difference is None:
         raise ValueError(f'{config} describes a network in which there is nothing to fold.')
-    part = max(differences, key=differences.__getitem__)
-    if not differences[part] <= TOLERANCE:
-        raise RuntimeError(
-            f'Folding changes the outputs of {part} by {differences[part]:.1e} of their scale; '
-            f'{TOLERANCE:.0e} is allowed. {out} was not written. Weights that are not finite or '
-            'a norm variance near zero are the likely cause.'
-        )
-    meta = _plain({key: weights.get('meta', {}).get(key) for key in _KEPT_META})
-    save_deployed(folded, out, meta)
-    return FoldReport(_num_params(model), _num_params(folded), differences[part])
+    save_deployed(folded, out, deployed_meta(weights.get('meta', {})))
+    return FoldReport(_num_params(model), _num_params(folded), difference)
 
 
 def _sample_inputs() -> tuple[Tensor, list[BaseDataElement]]:
@@ -109,18 +100,3 @@ def _sample_inputs() -> tuple[Tensor, list[BaseDataElement]]:
 
 def _num_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _plain(values: dict) -> dict:
-    """What ``torch.load(weights_only=True)`` reads without help, at any depth of dicts."""
-    values = {key: _plain(v) if isinstance(v, dict) else v for key, v in values.items()}
-    return {key: value for key, value in values.items() if _is_plain(value)}
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(_is_plain, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    # The very types: NumPy's float64 is a float too.
-    return type(value) in (str, int, float, bool)

@@ -10,6 +10,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, Registry
 
 from .coco import check_coco
+from .image_folder import check_annotations, check_class_folders, check_same_classes
 
 # Public data sets, recognised by a path, and how to get them.
 _SOURCES = (
@@ -54,9 +55,10 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
     """Check that the data of a config are there and make sense.
 
     Looks for the annotation files and image folders of the data sets and for the annotation files
-    of the evaluators. Where mmdet's ``CocoDataset`` will read them, their contents are checked
-    too, see :func:`mmgnv3.apis.coco.check_coco`. Files that are not on the local disk are not
-    looked at, nor are data sets that download themselves.
+    of the evaluators. Where mmdet's ``CocoDataset`` or mmpretrain's ``CustomDataset`` and
+    ``ImageNet`` will read them, their contents are checked too, see :mod:`mmgnv3.apis.coco` and
+    :mod:`mmgnv3.apis.image_folder`. Files that are not on the local disk are not looked at, nor are
+    data sets that download themselves.
 
     Args:
         cfg: The whole config.
@@ -64,10 +66,11 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
 
     Raises:
         FileNotFoundError: If anything is missing: what, who asked for it and how to get it.
-        ValueError: If an annotation file or an image is corrupt, or if the annotations are not
-            about the classes of the config.
+        ValueError: If an annotation file or an image is corrupt, if a folder is laid out
+            differently, or if the data are not about the classes of the config.
     """
     checked = []
+    class_folders: dict[str, tuple[str, ...]] = {}
     with DATASETS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
         for split in splits:
             metrics = _metrics(cfg.get(f'{split}_evaluator'))
@@ -84,9 +87,13 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
                     if arguments not in checked:
                         check_coco(**arguments)
                         checked.append(arguments)
+                elif _is_image_folder(dataset):
+                    _check_image_folder(dataset, class_folders)
             for metric in metrics:
                 if metric.get('ann_file'):
                     _require(metric['ann_file'], f'{split}_evaluator.ann_file', metric)
+    if class_folders:
+        check_same_classes(class_folders)
 
 
 def _metrics(evaluator: dict | Sequence[dict] | None) -> list[dict]:
@@ -135,9 +142,32 @@ def _is_local(path: str, options: dict) -> bool:
 
 def _is_coco(dataset: BaseDataset) -> bool:
     """Whether the data set reads its file as mmdet's ``CocoDataset``, that class or one of it."""
-    options = dict(backend_args=getattr(dataset, 'backend_args', None))
-    reader = type(dataset).load_data_list
-    return reader.__module__ == 'mmdet.datasets.coco' and _is_local(dataset.ann_file, options)
+    return _reads_as(dataset, 'mmdet.datasets.coco') and _is_on_disk(dataset, dataset.ann_file)
+
+
+def _is_image_folder(dataset: BaseDataset) -> bool:
+    """Whether the data set reads as mmpretrain's ``CustomDataset``, of which ImageNet is one."""
+    return _reads_as(dataset, 'mmpretrain.datasets.custom') and _is_on_disk(
+        dataset, dataset.img_prefix
+    )
+
+
+def _reads_as(dataset: BaseDataset, module: str) -> bool:
+    return type(dataset).load_data_list.__module__ == module
+
+
+def _is_on_disk(dataset: BaseDataset, path: str) -> bool:
+    return _is_local(path, dict(backend_args=getattr(dataset, 'backend_args', None)))
+
+
+def _check_image_folder(dataset: BaseDataset, found: dict[str, tuple[str, ...]]) -> None:
+    """Check one, and add it to those that were found to have a folder for every class."""
+    folder = dataset.img_prefix
+    num_classes = len(dataset.CLASSES) if dataset.CLASSES is not None else None
+    if dataset.ann_file:
+        check_annotations(dataset.ann_file, folder, num_classes, dataset.with_label)
+    elif dataset.with_label and folder not in found:
+        found[folder] = check_class_folders(folder, dataset.extensions, num_classes)
 
 
 def _coco_arguments(dataset: BaseDataset, metrics: list[dict]) -> dict:

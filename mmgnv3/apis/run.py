@@ -21,8 +21,10 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
 from mmgnv3.reparam import fold, is_deployed_checkpoint
+from mmgnv3.utils import replacing
 
 from .checkpoint import load_weights, read_checkpoint
+from .parts import check_parts
 from .preflight import check_data, iter_datasets
 
 
@@ -102,7 +104,8 @@ def train(
 
     Raises:
         FileNotFoundError: If the config, a checkpoint or the data are missing.
-        ValueError: If one of them is corrupt, or a flag does not go with the config.
+        ValueError: If one of them is corrupt, a flag does not go with the config, or a resumed run
+            has other settings than it had.
     """
     cfg, host = _load_config(config, work_dir, cfg_options, launcher)
     _set_loaders(cfg, host, no_pin_memory, no_persistent_workers)
@@ -125,8 +128,9 @@ def train(
     if resume:
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume
-    _check_start(cfg)
+    checkpoint = _check_start(cfg)
     check_data(cfg, ('train', 'val'))
+    check_parts(cfg, checkpoint if cfg.get('resume') else None)
     return _build_runner(cfg).train()
 
 
@@ -268,19 +272,20 @@ def _set_loaders(cfg: Config, host: _Host, no_pin_memory: bool, no_persistent: b
             loader.persistent_workers = False
 
 
-def _check_start(cfg: Config) -> None:
-    """Check the checkpoint that training starts from: mmengine opens it after building it all."""
+def _check_start(cfg: Config) -> dict[str, Any] | None:
+    """Read the checkpoint that training starts from: mmengine opens it after building it all."""
     start = cfg.get('load_from')
     if not start and cfg.get('resume'):
         start = find_latest_checkpoint(cfg.work_dir)
     if not start:
-        return
+        return None
     checkpoint = read_checkpoint(start)
     if cfg.get('resume') and not {'meta', 'message_hub'} <= checkpoint.keys():
         raise ValueError(
             f'{start} holds weights without the state of a training run, so nothing can be '
             f'resumed. To start from its weights: --cfg-options load_from={start}'
         )
+    return checkpoint
 
 
 def _add_tta(cfg: Config, host: _Host) -> None:
@@ -328,10 +333,5 @@ def _check_out(out: str | None, item: str | None) -> None:
 
 
 def _write(metrics: dict[str, float], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{os.getpid()}.{path.name}')
-    try:
+    with replacing(path) as temporary:
         mmengine.dump(metrics, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

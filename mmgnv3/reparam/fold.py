@@ -3,6 +3,7 @@
 import copy
 from typing import TypeVar
 
+import torch
 from mmcv.cnn import Conv2d, ConvModule
 from mmengine.model import is_model_wrapper
 from torch import nn
@@ -38,7 +39,10 @@ def fold(model: ModelType) -> ModelType:
     if is_model_wrapper(model):
         model = model.module
     folded = copy.deepcopy(model)
-    _fold_own(folded)
+    # New convolutions are initialised before they get their weights; a training that goes on draws
+    # the same random numbers all the same.
+    with torch.random.fork_rng(devices=[]):
+        _fold_own(folded)
     _fold_conv_modules(folded)
     return folded
 

@@ -114,6 +114,15 @@ def test_mixed_model(x):
     assert all(p.grad is not None for p in folded.parameters())
 
 
+def test_no_random_number_is_drawn():
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    model = MultiBranchConv2d(4, 4, 3, num_branches=2)
+    torch.manual_seed(0)
+    fold(model)
+    assert torch.rand(2).equal(expected)
+
+
 def test_frozen_parts_stay_frozen():
     module = conv_module().requires_grad_(False)
     assert not any(p.requires_grad for p in fold(module).parameters())

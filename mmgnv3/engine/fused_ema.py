@@ -1,0 +1,93 @@
+"""The exponential moving average of a network, all tensors at once."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+from mmengine.model import ExponentialMovingAverage
+from torch import Tensor, nn
+
+
+class FusedEMA(ExponentialMovingAverage):
+    r"""Exponential moving average of parameters and buffers, updated by a few fused operations.
+
+    With :math:`t` updates done before, the next one is
+
+    .. math::
+
+        \bar x_{t+1} = (1 - m_t) \bar x_t + m_t x, \qquad m_t = \max(m, \gamma / (\gamma + t))
+
+    and the first one copies. Buffers of floating point, such as running statistics of norms, are
+    averaged as parameters are; others, such as counters, are copied.
+
+    Args:
+        model: The network; it is copied.
+        momentum: :math:`m`, between 0 and 1: one minus what is called the decay elsewhere.
+        gamma: :math:`\gamma`, warm-up of the momentum in updates, as in mmengine's
+            ``MomentumAnnealingEMA``; 0 means none.
+        interval: Every how many calls of :meth:`update_parameters` the average moves.
+    """
+
+    def __init__(
+        self, model: nn.Module, momentum: float = 1e-4, gamma: int = 0, interval: int = 1
+    ) -> None:
+        super().__init__(model, momentum=momentum, interval=interval, update_buffers=True)
+        self.gamma = gamma
+
+    @property
+    def current_momentum(self) -> float:
+        """Weight of the network's own values in the next update, 1 in the first."""
+        steps = self.steps.item()
+        if steps == 0:
+            return 1.0
+        return max(self.momentum, self.gamma / (self.gamma + steps))
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards a network of the same structure.
+
+        Args:
+            model: The network that is trained.
+        """
+        momentum = self.current_momentum
+        if momentum == 1:
+            self.copy_from(model)
+        elif self.steps % self.interval == 0:
+            for averages, values in self._groups(model):
+                if averages[0].is_floating_point():
+                    torch._foreach_lerp_(averages, values, momentum)
+                else:
+                    torch._foreach_copy_(averages, values)
+        self.steps += 1
+
+    @torch.no_grad()
+    def copy_from(self, model: nn.Module) -> None:
+        """Make the average equal to a network, without counting it as an update."""
+        for averages, values in self._groups(model):
+            torch._foreach_copy_(averages, values)
+
+    @torch.no_grad()
+    def swap(self, model: nn.Module) -> None:
+        """Exchange the values of the average and of a network, in place."""
+        for averages, values in self._groups(model):
+            kept = [average.clone() for average in averages]
+            torch._foreach_copy_(averages, values)
+            torch._foreach_copy_(values, kept)
+
+    def _groups(self, model: nn.Module) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Tensors of the average and of a network in pairs, those of one kind together.
+
+        Fused operations are fast on lists of one dtype and device only. The network is walked on
+        every call: a buffer may have been replaced by another one.
+        """
+        groups: dict[tuple, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+        for average, value in zip(_tensors(self.module), _tensors(model), strict=True):
+            averages, values = groups[average.dtype, average.device]
+            averages.append(average)
+            values.append(value)
+        yield from groups.values()
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
