@@ -4,6 +4,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
+from .gated_concat import gated_concat
 from .multi_branch_conv import BranchConfig, MultiBranchConv2d
 
 
@@ -26,8 +27,8 @@ def make_divisible(channels: float, divisor: int = 4) -> int:
 class DFCGate(BaseModule):
     """Decoupled fully connected attention: what a pixel's row and column say about its channels.
 
-    Average pool by 2, 1 x 1 convolution, 1 x 5 and 5 x 1 depthwise convolutions, sigmoid, nearest
-    resize (introduced by GhostNetV2, arXiv 2211.12905; kept by GhostNetV3).
+    Average pool by 2, 1 x 1 convolution, 1 x 5 and 5 x 1 depthwise convolutions, sigmoid
+    (introduced by GhostNetV2, arXiv 2211.12905; kept by GhostNetV3).
 
     Args:
         in_channels: Channels of the input.
@@ -58,7 +59,8 @@ class DFCGate(BaseModule):
             x: Input of shape (B, in_channels, H, W), H and W at least 2.
 
         Returns:
-            Values in (0, 1) of shape (B, out_channels, H, W).
+            Values in (0, 1) of shape (B, out_channels, H // 2, W // 2), to be enlarged to the
+            size of what is gated (nearest neighbours).
 
         Raises:
             ValueError: If the map has fewer than 2 rows or columns, so that nothing is left after
@@ -70,8 +72,7 @@ class DFCGate(BaseModule):
                 f'The DFC gate pools its input by 2 and got a map of {height} x {width} pixels. '
                 'Use larger images.'
             )
-        gate = self.convs(F.avg_pool2d(x, kernel_size=2, stride=2)).sigmoid()
-        return F.interpolate(gate, size=(height, width), mode='nearest')
+        return self.convs(F.avg_pool2d(x, kernel_size=2, stride=2)).sigmoid_()
 
 
 class GhostModule(BaseModule):
@@ -129,10 +130,11 @@ class GhostModule(BaseModule):
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
         primary = self.act(self.primary(x))
         cheap = self.act(self.cheap(primary))
-        out = cat([primary, cheap], dim=1)
-        if out.shape[1] != self.out_channels:
-            out = out[:, : self.out_channels]
-        return out if self.gate is None else out * self.gate(x)
+        if primary.shape[1] + cheap.shape[1] != self.out_channels:
+            cheap = cheap[:, :-1]
+        if self.gate is None:
+            return cat([primary, cheap], dim=1)
+        return gated_concat(primary, cheap, self.gate(x))
 
 
 class SELayer(BaseModule):
@@ -231,4 +233,5 @@ class GhostBottleneck(BaseModule):
             out = self.downsample(out)
         if self.se is not None:
             out = self.se(out)
-        return self.ghost2(out) + self.shortcut(x)
+        # Nothing else holds the output of the concatenation at the end of ``ghost2``.
+        return self.ghost2(out).add_(self.shortcut(x))

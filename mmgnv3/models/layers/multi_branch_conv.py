@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
+from .depthwise_moments import depthwise_moments
 from .norms import affine_maps, build_norm, process_group, update_running_statistics
 from .pointwise_algebra import sum_over_ranks
 from .pointwise_moments import pointwise_moments
@@ -187,14 +188,16 @@ class MultiBranchConv2d(BaseModule):
         kernels = [branch.conv.weight for branch in self.branches]
         gammas, betas = affine_maps(norms)
         group = process_group(norms)
+        shared = (gammas, betas, norms[0].eps, group)
+        with_identity = self.identity is not None
         if form == 'moments':
-            out, means, variances = pointwise_moments(
-                x, kernels, self.identity is not None, gammas, betas, norms[0].eps, group
-            )
+            result = pointwise_moments(x, kernels, with_identity, *shared)
+        elif form == 'stacked':
+            result = stacked_branches(x, kernels, self.stride, *shared)
         else:
-            out, means, variances = stacked_branches(
-                x, kernels, self.stride, gammas, betas, norms[0].eps, group
-            )
+            scale = None if self.scale is None else self.scale.conv.weight
+            result = depthwise_moments(x, kernels, scale, with_identity, *shared)
+        out, means, variances = result
         count = self.count_pixels(x)
         if group is not None:
             (count,) = sum_over_ranks((means.new_tensor(float(count)),), group)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 TRAINING_FORMS = ('auto', 'plain', 'moments', 'stacked', 'depthwise')
 
+# Kernel sizes and strides that the depthwise form is written for.
+DEPTHWISE_GEOMETRIES = (((3, 3), (1, 1)),)
+
 _forced: str | None = None
 
 
@@ -35,6 +38,9 @@ def supported_forms(unit: 'MultiBranchConv2d') -> tuple[str, ...]:
             forms.append('moments')
         if unit.scale is None and unit.identity is None:
             forms.append('stacked')
+    if len(unit.norms) > 1 and unit.groups == unit.in_channels == unit.out_channels > 1:
+        if (unit.kernel_size, unit.stride) in DEPTHWISE_GEOMETRIES:
+            forms.append('depthwise')
     return tuple(forms)
 
 
@@ -61,11 +67,15 @@ def choose_form(unit: 'MultiBranchConv2d', x: Tensor) -> str:
     supported = supported_forms(unit)
     if asked != 'auto' and asked in supported:
         return asked
-    costs = {form: _multiplications(unit, form, pixels) for form in supported if form in _COUNTED}
-    return min(costs, key=costs.get) if costs else 'plain'
-
-
-_COUNTED = ('moments', 'stacked')
+    if 'depthwise' in supported:
+        # Its sums are arranged for a CPU's convolutions; elsewhere the branches are run.
+        return 'depthwise' if x.device.type == 'cpu' else 'plain'
+    if 'moments' not in supported:
+        return 'stacked' if 'stacked' in supported else 'plain'
+    if 'stacked' not in supported:
+        return 'moments'
+    costs = [_multiplications(unit, form, pixels) for form in ('moments', 'stacked')]
+    return 'moments' if costs[0] < costs[1] else 'stacked'
 
 
 def _multiplications(unit: 'MultiBranchConv2d', form: str, pixels: int) -> int:

@@ -31,6 +31,16 @@ UNITS = {
     'stacked-3x3-strided': dict(
         in_channels=5, out_channels=4, kernel_size=3, stride=2, num_branches=2
     ),
+    'depthwise': dict(
+        in_channels=8,
+        out_channels=8,
+        kernel_size=3,
+        groups=8,
+        num_branches=3,
+        with_scale=True,
+        with_identity=True,
+    ),
+    'depthwise-bare': dict(in_channels=8, out_channels=8, kernel_size=3, groups=8, num_branches=2),
     'stacked-pointwise-strided': dict(
         in_channels=5, out_channels=7, kernel_size=1, stride=2, num_branches=2
     ),
@@ -100,7 +110,7 @@ def test_step_equals_plain_step_in_float32(name):
 
 
 @pytest.mark.parametrize('momentum', [0.1, 0.0, 1.0, None])
-@pytest.mark.parametrize('name', ['moments', 'stacked'])
+@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise'])
 def test_running_statistics_over_several_batches(name, momentum):
     unit = make_unit(name)
     for norm in unit.norms:
@@ -117,7 +127,7 @@ def test_running_statistics_over_several_batches(name, momentum):
 
 
 @pytest.mark.parametrize('norm_cfg', [dict(type='BN', affine=False), dict(type='BN', eps=1e-2)])
-@pytest.mark.parametrize('name', ['moments-identity', 'stacked'])
+@pytest.mark.parametrize('name', ['moments-identity', 'stacked', 'depthwise'])
 def test_other_norms(name, norm_cfg):
     unit = make_unit(name, norm_cfg=norm_cfg)
     assert choose_form(unit, make_input(unit)) != 'plain'
@@ -125,7 +135,7 @@ def test_other_norms(name, norm_cfg):
 
 
 @pytest.mark.parametrize('frozen', ['norm.weight', 'norm.bias', 'conv.weight', 'norm', ''])
-@pytest.mark.parametrize('name', ['moments', 'stacked'])
+@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise'])
 def test_frozen_parameters(name, frozen):
     unit = make_unit(name)
     for key, parameter in unit.named_parameters():
@@ -134,7 +144,7 @@ def test_frozen_parameters(name, frozen):
     assert_same_step(unit, make_input(unit))
 
 
-@pytest.mark.parametrize('name', ['moments', 'stacked'])
+@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise'])
 def test_input_without_gradient(name):
     unit = make_unit(name)
     plain = copy.deepcopy(unit)
@@ -191,7 +201,7 @@ def test_one_branch_is_plain():
     assert supported_forms(unit) == ('auto', 'plain')
 
 
-@pytest.mark.parametrize('name', ['moments', 'stacked'])
+@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise'])
 def test_one_value_a_channel_is_refused_as_by_torch(name):
     unit = make_unit(name)
     with pytest.raises(ValueError, match='more than 1 value'):
@@ -199,7 +209,7 @@ def test_one_value_a_channel_is_refused_as_by_torch(name):
 
 
 @pytest.mark.parametrize('backward_inside', [False, True])
-@pytest.mark.parametrize('name', ['moments', 'stacked', 'moments-identity'])
+@pytest.mark.parametrize('name', ['moments', 'stacked', 'moments-identity', 'depthwise'])
 def test_half_precision_keeps_moments_in_float32(name, backward_inside):
     unit = make_unit(name).float()
     x = make_input(unit, (4, 12, 12)).float()
@@ -224,7 +234,7 @@ def test_half_precision_keeps_moments_in_float32(name, backward_inside):
     assert_same({k: found[k] for k in variances}, {k: exact[k] for k in variances}, 2e-3)
 
 
-@pytest.mark.parametrize('name', ['moments', 'stacked'])
+@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise'])
 def test_recomputation_gives_the_same_gradients(name):
     unit = make_unit(name)
     x = make_input(unit)
@@ -236,7 +246,7 @@ def test_recomputation_gives_the_same_gradients(name):
     torch.testing.assert_close(leaf.grad, expected['input'])
 
 
-@pytest.mark.parametrize('name', ['moments', 'stacked'])
+@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise'])
 def test_second_derivative_is_refused(name):
     unit = make_unit(name)
     x = make_input(unit).requires_grad_()
@@ -245,7 +255,7 @@ def test_second_derivative_is_refused(name):
         grad.sum().backward()
 
 
-@pytest.mark.parametrize('name', ['moments', 'stacked'])
+@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise'])
 def test_graph_can_be_walked_twice(name):
     unit = make_unit(name)
     x = make_input(unit).requires_grad_()
@@ -254,7 +264,7 @@ def test_graph_can_be_walked_twice(name):
     assert torch.equal(first[0], torch.autograd.grad(loss, x)[0])
 
 
-@pytest.mark.parametrize('name', ['moments', 'stacked'])
+@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise'])
 def test_activation_in_place_behind_the_unit(name):
     unit = make_unit(name)
     block = nn.Sequential(unit, nn.ReLU(inplace=True))
