@@ -56,7 +56,7 @@ class TestWhatTheTeacherSees:
             for channel, mean, std in zip(channels, (10, 60, 200), (20, 50, 90), strict=True)
         ]
         (shown,) = model.teacher.build().shown
-        torch.testing.assert_close(shown, torch.stack(expected, 1), rtol=0, atol=1e-5)
+        torch.testing.assert_close(shown, torch.stack(expected, 1), rtol=0, atol=1e-4)
 
     @pytest.mark.parametrize(('input_size', 'shape'), [(48, (48, 48)), ((16, 20), (16, 20))])
     def test_resolution(self, input_size, shape):
@@ -65,7 +65,7 @@ class TestWhatTheTeacherSees:
         expected = F.interpolate(batch()['inputs'].float(), shape, mode='bilinear', antialias=True)
         expected = ClsDataPreprocessor(**NETWORK['data_preprocessor'])(dict(inputs=expected))
         (shown,) = model.teacher.build().shown
-        torch.testing.assert_close(shown, expected['inputs'], rtol=0, atol=1e-5)
+        torch.testing.assert_close(shown, expected['inputs'], rtol=0, atol=1e-4)
 
     @pytest.mark.parametrize('augment', ['Mixup', 'CutMix'])
     def test_batch_augmentations(self, augment):
@@ -84,7 +84,7 @@ class TestWhatTheTeacherSees:
         set_random_seed(0)
         train_step(model)
         (shown,) = model.teacher.build().shown
-        torch.testing.assert_close(shown, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(shown, expected, rtol=0, atol=1e-4)
 
     def test_padded_images_of_several_sizes(self):
         data = batch()
@@ -95,7 +95,7 @@ class TestWhatTheTeacherSees:
         expected = ClsDataPreprocessor(**NETWORK['data_preprocessor'])(data)['inputs']
         assert shown.shape == (4, 3, 32, 32)
         torch.testing.assert_close(
-            shown[1, :, :20, :24], expected[1, :, :20, :24], rtol=0, atol=1e-5
+            shown[1, :, :20, :24], expected[1, :, :20, :24], rtol=0, atol=1e-4
         )
 
 
