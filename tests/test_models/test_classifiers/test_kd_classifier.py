@@ -165,7 +165,6 @@ class TestWhereItIsNot:
         for listing in ('named_parameters', 'named_buffers', 'named_modules'):
             names = [name for name, _ in getattr(model, listing)()]
             expected = [name for name, _ in getattr(plain, listing)()]
-            # The loss of the head has no weights, and is another one.
             assert names == expected, listing
         assert model.state_dict().keys() == plain.state_dict().keys()
         assert not teacher & {id(t) for t in model.state_dict(keep_vars=True).values()}
