@@ -6,10 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmgnv3.models.layers import use_training_form
+
 
 @torch.no_grad()
 def relative_difference(model: nn.Module, other: nn.Module, *inputs: Any, **options: Any) -> float:
     """Largest difference of two models' outputs in eval mode, relative to the outputs' scale.
+
+    Multi-branch units run branch by branch: in eval mode they would otherwise fold themselves on
+    the fly, and an error of the folding would be on both sides.
 
     Args:
         model: The reference, called with ``inputs``; its modules' modes are restored afterwards.
@@ -28,7 +33,8 @@ def relative_difference(model: nn.Module, other: nn.Module, *inputs: Any, **opti
     for network in (model, other):
         modes = {module: module.training for module in network.modules()}
         network.eval()
-        outputs.append(list(_tensors(network(*inputs, **options))))
+        with use_training_form('plain'):
+            outputs.append(list(_tensors(network(*inputs, **options))))
         for module, training in modes.items():
             module.training = training
     shapes, other_shapes = ([tuple(t.shape) for t in tensors] for tensors in outputs)
