@@ -1,12 +1,55 @@
+import ast
+import copy
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
+from mmengine.registry import HOOKS, OPTIMIZERS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
+from torch import nn
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)
+CLASSIFIERS = [path for path in CONFIGS if path.parent.name in ('ghostnetv3', 'cifar10')]
+DETECTORS = [path for path in CONFIGS if path not in CLASSIFIERS]
+WIDTHS = {'0x5': 0.5, '1x0': 1.0, '1x3': 1.3, '1x6': 1.6}
+RECIPES = ('8xb256-kd-600e', '8xb256-600e', '8xb128-450e')
+
+
+read_once = cache(Config.fromfile)
+
+
+def read(name: str, options: dict | None = None) -> Config:
+    (path,) = (path for path in CLASSIFIERS if path.stem == name)
+    cfg = copy.deepcopy(read_once(path))
+    cfg.merge_from_dict(options or {})
+    return cfg
+
+
+def build_classifier(cfg: Config) -> nn.Module:
+    """Build a model as a runner does, without memory for its weights."""
+    model = {'data_preprocessor': cfg.data_preprocessor, **cfg.model}
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
+        return MODELS.build(model)
+
+
+def levels(path: Path) -> int:
+    """How deep the bases of a config go; one of a framework counts as one level."""
+    assigned = [
+        ast.literal_eval(node.value)
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == '_base_'
+    ]
+    bases = [base for value in assigned for base in ([value] if isinstance(value, str) else value)]
+    below = [1 if '::' in base else 1 + levels(path.parent / base) for base in bases]
+    return max(below, default=0)
+
+
+def by_name(paths):
+    return pytest.mark.parametrize('path', paths, ids=lambda path: path.stem)
 
 
 def test_basenames_are_unique_and_plain():
@@ -17,7 +60,12 @@ def test_basenames_are_unique_and_plain():
     assert not any('.' in name or name != name.lower() for name in names)
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_bases_have_three_levels_at_most():
+    depths = {path.stem: levels(path) for path in CONFIGS}
+    assert max(depths.values()) == 3, depths
+
+
+@by_name(DETECTORS)
 def test_model_builds_from_any_directory(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = Config.fromfile(path)
@@ -26,6 +74,151 @@ def test_model_builds_from_any_directory(path, tmp_path, monkeypatch):
     assert type(model.backbone).__module__.startswith('mmgnv3.')
     assert list(model.backbone.out_channels) == cfg.model.neck.in_channels
     assert model.bbox_head.num_classes == cfg.model.bbox_head.num_classes
+
+
+@by_name(CLASSIFIERS)
+def test_classifier_builds_from_any_directory(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = copy.deepcopy(read_once(path))
+    assert cfg.default_scope == 'mmpretrain'
+    model = build_classifier(cfg)
+    assert model.backbone.out_channels == (model.head.in_channels,)
+    assert model.head.num_classes == cfg.data_preprocessor.num_classes
+    assert hasattr(model, 'teacher') == ('-kd-' in path.stem)
+    assert model.data_preprocessor.num_classes == model.head.num_classes
+    assert bool(model.data_preprocessor.batch_augments) == ('-mix-' in path.stem)
+
+
+@by_name(CLASSIFIERS)
+def test_parts_of_a_training_exist(path):
+    cfg = copy.deepcopy(read_once(path))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+            for transform in loader.dataset.pipeline:
+                TRANSFORMS.build(transform)
+        hooks = [type(HOOKS.build(hook)).__name__ for hook in cfg.custom_hooks]
+        assert HOOKS.get(cfg.default_hooks.checkpoint.type)
+        assert OPTIMIZERS.get(cfg.optim_wrapper.optimizer.type)
+        assert all(PARAM_SCHEDULERS.get(scheduler.type) for scheduler in cfg.param_scheduler)
+    assert hooks == ['EMAHook', 'ReparamHook', 'ExactResumeHook', 'FiniteLossHook']
+    # The name says how long the training is and for which batch its learning rate is meant.
+    gpus, batch, epochs = map(int, re.search(r'_(\d)xb(\d+)-(?:.+-)?(\d+)e_', path.stem).groups())
+    assert cfg.train_dataloader.batch_size == batch
+    assert cfg.auto_scale_lr.base_batch_size == gpus * batch
+    assert cfg.train_cfg.max_epochs == epochs
+    assert cfg.param_scheduler[-1].get('end', cfg.train_cfg.max_epochs) == cfg.train_cfg.max_epochs
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_widths_of_a_recipe_differ_in_nothing_else(recipe):
+    reference = read(f'ghostnetv3-1x0_{recipe}_in1k')
+    for name, width in WIDTHS.items():
+        cfg = read(f'ghostnetv3-{name}_{recipe}_in1k')
+        assert cfg.model.backbone.widen_factor == width
+        cfg.model.backbone.widen_factor = 1.0
+        cfg.model.head.in_channels = 960
+        assert cfg.to_dict() == reference.to_dict()
+
+
+def test_distillation_changes_the_model_and_nothing_else():
+    student, taught = (read(f'ghostnetv3-1x0_8xb256-{x}600e_in1k') for x in ('', 'kd-'))
+    assert taught.model.type == 'mmgnv3.KDClassifier'
+    assert 'beitv2' in taught.model.teacher.config
+    for key in student.keys() - {'model'}:
+        assert taught[key] == student[key], key
+
+
+@pytest.mark.parametrize('teacher', ['deit-base', 'resnet101'])
+def test_teachers_differ_in_nothing_else(teacher):
+    cfg, reference = (read(f'ghostnetv3-1x0_8xb256-kd-{x}600e_in1k') for x in (f'{teacher}-', ''))
+    assert teacher in cfg.model.teacher.config
+    for a_config in (cfg, reference):
+        a_config.pop('teacher')
+        a_config.model.pop('teacher')
+    assert cfg.to_dict() == reference.to_dict()
+
+
+def test_loss_of_the_public_code():
+    loss = build_classifier(read('ghostnetv3-1x0_8xb256-kd-publiccode-600e_in1k')).head.loss_module
+    logits, teacher = torch.randn(2, 4, 1000, generator=torch.Generator().manual_seed(0)).double()
+    labels = torch.tensor([1, 2, 3, 999])
+    losses = loss(logits, labels, teacher_score=teacher)
+    hard = nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    soft = nn.functional.cross_entropy(logits, teacher.softmax(1))
+    torch.testing.assert_close(losses['loss_cls'], hard)
+    torch.testing.assert_close(losses['loss_kd'], soft)
+
+
+def test_steps_of_the_ordinary_training():
+    """0.973 every 2.4 epochs, in whole epochs."""
+    warmup, steps = read('ghostnetv3-1x0_8xb128-450e_in1k').param_scheduler
+    for epoch in range(warmup.end, 450):
+        assert sum(step <= epoch for step in steps.milestones) == int(epoch / 2.4 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ('name', 'params'),
+    [('ghostnetv3-small-1x0', 48), ('ghostnetv3-small-2x8', 242), ('ghostnetv3-1x0', 686)],
+)
+def test_cifar_networks_are_of_the_published_size(name, params):
+    model = build_classifier(read(f'{name}_1xb128-200e_cifar10'))
+    assert sum(p.numel() for p in model.parameters()) // 10_000 == params
+    assert model.backbone.out_strides == ((4,) if 'small' in name else (16,))
+
+
+@pytest.mark.parametrize('name', ['ghostnetv3-small-1x0', 'ghostnetv3-1x0'])
+def test_cifar_network_without_branches(name):
+    branches, plain = (
+        build_classifier(read(f'{name}_1xb128-{variant}200e_cifar10')) for variant in ('', 'plain-')
+    )
+    assert plain.backbone.out_channels == branches.backbone.out_channels
+    convs = [m for m in plain.backbone.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convs) < len([m for m in branches.backbone.modules() if isinstance(m, nn.Conv2d)])
+
+
+# Grids of the paper, by options of the two recipes: what an option does to the built parts.
+def num_branches(model: nn.Module) -> tuple[int, bool]:
+    unit = model.backbone.stages[0][0].ghost1.cheap
+    return len(unit.branches), unit.scale is not None
+
+
+@pytest.mark.parametrize('branches', [1, 5])
+@pytest.mark.parametrize('scale', [True, False])
+def test_grid_of_branches(branches, scale):
+    options = {'model.backbone.num_branches': branches, 'model.backbone.with_scale': scale}
+    model = build_classifier(read('ghostnetv3-1x0_8xb256-kd-600e_in1k', options))
+    assert num_branches(model) == (branches, scale)
+
+
+def test_grid_of_averages():
+    options = {'custom_hooks.0.momentum': 5e-5}
+    hook, *others = read('ghostnetv3-1x0_8xb256-600e_in1k', options).custom_hooks
+    assert hook.momentum == 5e-5 and len(others) == 3
+
+
+@pytest.mark.parametrize(
+    ('options', 'kinds'),
+    [
+        ({}, ['RandAugment', 'RandomErasing']),
+        ({'prob': 0.0}, ['RandomErasing']),
+        ({'transforms': dict(_delete_=True, type='AutoAugment', policies='imagenet')}, None),
+    ],
+)
+def test_grid_of_augmentations(options, kinds):
+    options = {f'train_dataloader.dataset.pipeline.3.{k}': v for k, v in options.items()}
+    cfg = read('ghostnetv3-1x0_8xb256-600e_in1k', options)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        applied, erasing = (TRANSFORMS.build(t) for t in cfg.train_dataloader.dataset.pipeline[3:5])
+    found = [type(t).__name__ for t in applied.transforms] if applied.prob else []
+    assert [*found, type(erasing).__name__] == (kinds or ['AutoAugment', 'RandomErasing'])
+
+
+@pytest.mark.parametrize('kind', ['Mixup', 'CutMix'])
+def test_grid_of_batch_augmentations(kind):
+    options = {'model.train_cfg.augments.type': kind, 'model.train_cfg.augments.alpha': 0.8}
+    model = build_classifier(read('ghostnetv3-1x0_8xb256-kd-600e_in1k', options))
+    (augment,) = model.data_preprocessor.batch_augments.augments
+    assert type(augment).__name__ == kind
 
 
 def test_front_door_is_the_1x_setting_of_mmdet(tmp_path):
@@ -48,3 +241,36 @@ def test_data_root_of_the_own_data_example_is_one_variable(monkeypatch):
         assert cfg[f'{split}_dataloader'].dataset.ann_file == f'{split}.json'
     assert cfg.val_evaluator.ann_file == '/somewhere/else/val.json'
     assert cfg.test_evaluator.ann_file == '/somewhere/else/test.json'
+
+
+def test_imagenet_is_one_variable(monkeypatch):
+    monkeypatch.delenv('IMAGENET_ROOT', raising=False)
+    for expected in ('data/imagenet', '/somewhere/else'):
+        cfg = Config.fromfile(ROOT / 'configs/ghostnetv3/ghostnetv3-1x3_8xb256-kd-600e_in1k.py')
+        for split in ('train', 'val', 'test'):
+            assert cfg[f'{split}_dataloader'].dataset.data_root == expected
+        monkeypatch.setenv('IMAGENET_ROOT', '/somewhere/else')
+
+
+def test_cifar10_as_given_out_and_as_a_folder(monkeypatch):
+    path = ROOT / 'configs/cifar10/ghostnetv3-small-1x0_1xb128-200e_cifar10.py'
+    monkeypatch.delenv('CIFAR10_ROOT', raising=False)
+    cfg = Config.fromfile(path)
+    sets = [cfg[f'{split}_dataloader'].dataset for split in ('train', 'val')]
+    assert [(s.type, s.split) for s in sets] == [('CIFAR10', 'train'), ('CIFAR10', 'test')]
+    assert not cfg.data_preprocessor.to_rgb
+    monkeypatch.setenv('CIFAR10_ROOT', '/somewhere/else')
+    cfg = Config.fromfile(path)
+    sets = [cfg[f'{split}_dataloader'].dataset for split in ('train', 'val')]
+    assert [s.data_root for s in sets] == ['/somewhere/else'] * 2
+    assert [s.data_prefix for s in sets] == ['train', 'test']
+    assert all(s.pipeline[0].type == 'LoadImageFromFile' for s in sets)
+    assert cfg.data_preprocessor.to_rgb
+
+
+def test_teacher_on_cifar10_is_what_its_config_trains(monkeypatch):
+    monkeypatch.setenv('CIFAR10_TEACHER', '/mine.pth')
+    path = ROOT / 'configs/cifar10/ghostnetv3-1x0_1xb128-kd-200e_cifar10.py'
+    teacher = Config.fromfile(path).model.teacher
+    assert teacher.checkpoint == '/mine.pth'
+    assert Config.fromfile(teacher.config).model.backbone.widen_factor == 2.8

@@ -1,0 +1,14 @@
+# GhostNetV3 1.0x with the network's own head: pooling, 1280 hidden units, 1000 classes.
+# Structure: the paper and its public code.
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='mmgnv3.GhostNetV3', widen_factor=1.0),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(
+        type='StackedLinearClsHead',
+        num_classes=1000,
+        in_channels=960,  # the last stage's: 480 at 0.5x, 1248 at 1.3x, 1536 at 1.6x
+        mid_channels=[1280],
+        dropout_rate=0.2,  # GhostNetV2's command line; V3's code sets it and does not apply it
+    ),
+)

@@ -1,0 +1,4 @@
+# Without branches: one convolution and one norm in place of each re-parameterizable unit.
+_base_ = './ghostnetv3-small-1x0_1xb128-200e_cifar10.py'
+
+model = dict(backbone=dict(type='mmgnv3.GhostNetV2'))

@@ -1,0 +1,12 @@
+# The paper's recipe: all of the config below, and distillation from BEiTV2-B.
+_base_ = [
+    './ghostnetv3-1x0_8xb256-600e_in1k.py',
+    '../_base_/teachers/beitv2-base.py',
+    '../_base_/losses/kd.py',
+]
+
+model = dict(
+    type='mmgnv3.KDClassifier',
+    teacher=_base_.teacher,
+    head=dict(type='mmgnv3.KDClsHead', loss=_base_.kd_loss),
+)

@@ -1,0 +1,12 @@
+# The recipe with the loss of the public train.py (whose default teacher is BEiTv2-L).
+_base_ = [
+    './ghostnetv3-1x0_8xb256-600e_in1k.py',
+    '../_base_/teachers/beitv2-base.py',
+    '../_base_/losses/kd-publiccode.py',
+]
+
+model = dict(
+    type='mmgnv3.KDClassifier',
+    teacher=_base_.teacher,
+    head=dict(type='mmgnv3.KDClsHead', loss=_base_.kd_loss),
+)

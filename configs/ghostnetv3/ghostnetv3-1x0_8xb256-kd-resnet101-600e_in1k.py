@@ -1,0 +1,12 @@
+# The recipe with another teacher of the paper's comparison; its width there: own choice.
+_base_ = [
+    './ghostnetv3-1x0_8xb256-600e_in1k.py',
+    '../_base_/teachers/resnet101.py',
+    '../_base_/losses/kd.py',
+]
+
+model = dict(
+    type='mmgnv3.KDClassifier',
+    teacher=_base_.teacher,
+    head=dict(type='mmgnv3.KDClsHead', loss=_base_.kd_loss),
+)
