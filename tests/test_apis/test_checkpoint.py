@@ -70,6 +70,23 @@ def test_counters_may_lack():
     load_weights(nn.BatchNorm2d(4), dict(state_dict=weights), 'net.pth')
 
 
+@pytest.mark.parametrize('which', [None, 'ema', 'raw'])
+def test_average_or_raw_weights(which):
+    average, raw, model = nn.Linear(2, 3), nn.Linear(2, 3), nn.Linear(2, 3)
+    saved = {f'module.{name}': value for name, value in raw.state_dict().items()}
+    saved['steps'] = torch.tensor(5)
+    checkpoint = dict(state_dict=average.state_dict(), ema_state_dict=saved)
+    load_weights(model, checkpoint, 'net.pth', which)
+    assert model.weight.equal((raw if which == 'raw' else average).weight)
+
+
+@pytest.mark.parametrize('which', ['ema', 'raw'])
+def test_no_choice_of_weights(which):
+    checkpoint = dict(state_dict=nn.Linear(2, 3).state_dict())
+    with pytest.raises(ValueError, match=rf'net\.pth holds one set .* --{which} has nothing'):
+        load_weights(nn.Linear(2, 3), checkpoint, 'net.pth', which)
+
+
 @pytest.mark.parametrize(
     ('other', 'message'),
     [

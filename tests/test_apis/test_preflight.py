@@ -178,6 +178,47 @@ def test_default_classes_of_coco_are_not_taken_for_own_ones(detector):
         check_data(detector, SPLITS)
 
 
+@pytest.mark.parametrize('kind', ['CustomDataset', 'ImageNet'])
+def test_folders_of_classes_are_checked(classifier, tmp_path, kind):
+    for split in ('train', 'val'):
+        dataset = classifier[f'{split}_dataloader'].dataset
+        dataset.update(type=kind, metainfo=dict(classes=['ant', 'bee', 'cat']))
+    with pytest.raises(ValueError, match=r'data/train has 2 folders \(ant, bee\), .* 3 classes'):
+        check_data(classifier, ('train',))
+    classifier.train_dataloader.dataset.metainfo = dict(classes=['ant', 'bee'])
+    check_data(classifier, ('train',))
+
+
+def test_splits_with_other_classes(classifier, tmp_path):
+    (tmp_path / 'data/val/ant').mkdir(parents=True)
+    (tmp_path / 'data/val/ant/0.png').touch()
+    classifier.val_dataloader.dataset.data_prefix = 'val'
+    with pytest.raises(ValueError, match=r'data/train and .*data/val have different .*: bee are'):
+        check_data(classifier, ('train', 'val'))
+
+
+def test_lists_of_images_are_checked(classifier, tmp_path):
+    (tmp_path / 'data/train.txt').write_text('ant/0.png 0\nant/7.png 0\n')
+    classifier.train_dataloader.dataset.ann_file = 'train.txt'
+    with pytest.raises(FileNotFoundError, match=r'data/train/ant/7\.png'):
+        check_data(classifier, ('train',))
+
+
+def test_missing_imagenet(classifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    classifier.train_dataloader.dataset = dict(
+        type='ImageNet', data_root='data/imagenet', split='train', pipeline=[]
+    )
+    with pytest.raises(FileNotFoundError, match=r'data/imagenet/train is missing.*image-net\.org'):
+        check_data(classifier, ('train',))
+
+
+def test_images_on_other_backends_are_not_looked_at(classifier):
+    dataset = classifier.train_dataloader.dataset
+    dataset.update(data_root='', data_prefix='http://host/train')
+    check_data(classifier, ('train',))
+
+
 def test_runs_check_before_they_build(tmp_path):
     config = write_detection(tmp_path)
     options = {'train_dataloader.dataset.ann_file': 'gone.json', 'work_dir': str(tmp_path / 'work')}

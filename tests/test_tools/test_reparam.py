@@ -83,7 +83,6 @@ def save(config, options=None):
     checkpoint = dict(
         meta=meta,
         state_dict=model.state_dict(),
-        ema_state_dict=model.state_dict(),
         optimizer=dict(state={}),
         message_hub={},
     )
@@ -194,6 +193,41 @@ def test_a_network_without_norms(tmp_path):
             str(tmp_path / 'folded.pth'),
             cfg_options={'model.backbone.deploy': True},
         )
+
+
+@pytest.fixture
+def averaged(detector):
+    """Config and checkpoint of a run with an EMA hook: the raw weights differ from the average."""
+    config, checkpoint = detector
+    saved = torch.load(checkpoint, weights_only=False)
+    raw = {name: 1.5 * value for name, value in saved['state_dict'].items()}
+    saved['ema_state_dict'] = {f'module.{name}': value for name, value in raw.items()}
+    saved['ema_state_dict']['steps'] = torch.tensor(3)
+    torch.save(saved, checkpoint)
+    return config, checkpoint, dict(ema=saved['state_dict'], raw=raw)
+
+
+@pytest.mark.parametrize('flags', [[], ['--ema'], ['--raw']], ids=str)
+def test_average_or_raw_weights(averaged, tmp_path, monkeypatch, flags):
+    config, checkpoint, weights = averaged
+    out = str(tmp_path / 'folded.pth')
+    tool = str(REPOSITORY / 'tools' / 'reparam.py')
+    monkeypatch.setattr(sys, 'argv', [tool, config, checkpoint, out, *flags])
+    runpy.run_path(tool, run_name='__main__')
+    saved = torch.load(out, weights_only=True)
+    assert saved.keys() == {'meta', 'state_dict'}
+    model = build(config)
+    model.load_state_dict(weights['raw' if flags == ['--raw'] else 'ema'])
+    for name, value in fold(model).state_dict().items():
+        torch.testing.assert_close(saved['state_dict'][name], value)
+
+
+def test_both_flags_at_once(monkeypatch, capsys):
+    tool = str(REPOSITORY / 'tools' / 'reparam.py')
+    monkeypatch.setattr(sys, 'argv', [tool, 'a.py', 'a.pth', 'b.pth', '--ema', '--raw'])
+    with pytest.raises(SystemExit):
+        runpy.run_path(tool, run_name='__main__')
+    assert 'not allowed with argument' in capsys.readouterr().err
 
 
 def test_command_line(detector, tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ import torch
 from mmgnv3.apis import run
 from mmgnv3.apis.deploy import fold_checkpoint
 from tests.test_apis.tiny import write_classification, write_detection
+from tests.test_engine.runs import write_configs, write_teacher
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -73,10 +74,12 @@ def test_without_coco_the_front_door_says_what_to_do(tmp_path):
 
 def test_arguments_of_the_network_are_refused_in_one_message(detector, tmp_path, monkeypatch):
     tool = str(REPOSITORY / 'tools' / 'train.py')
-    options = ('--cfg-options', 'model.backbone.widen_factor=-1', '--work-dir', str(tmp_path))
+    work_dir = tmp_path / 'work'
+    options = ('--cfg-options', 'model.backbone.widen_factor=-1', '--work-dir', str(work_dir))
     monkeypatch.setattr(sys, 'argv', [tool, detector[0], *options])
     with pytest.raises(SystemExit, match='^error: widen_factor must be'):
         runpy.run_path(tool, run_name='__main__')
+    assert not work_dir.exists()
 
 
 @pytest.fixture(scope='module')
@@ -154,6 +157,32 @@ def test_resume_goes_on(classifier, tmp_path):
     resumed = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
     assert resumed['meta']['epoch'] == 2
     assert not (tmp_path / 'epoch_1.pth').exists()
+
+
+def test_a_distilled_run_needs_its_teacher_no_more(tmp_path, monkeypatch):
+    """With all hooks: trained, tested, folded by the hook and by the tool, tested again."""
+    monkeypatch.chdir(write_configs(tmp_path))
+    teacher = write_teacher(tmp_path)
+    hooks = ('EMAHook', 'ReparamHook', 'ExactResumeHook', 'FiniteLossHook')
+    options = {
+        'custom_hooks': [dict(type=f'mmgnv3.{hook}') for hook in hooks],
+        'train_cfg.max_epochs': 1,
+    }
+    run.train('distilled.py', work_dir='work', cfg_options=options)
+    teacher.unlink()
+
+    checkpoint = 'work/epoch_1.pth'
+    fold_checkpoint('distilled.py', checkpoint, 'folded.pth')
+    fold_checkpoint('distilled.py', checkpoint, 'raw.pth', which='raw')
+    scores = {}
+    for path in (checkpoint, 'work/deployed_epoch_1.pth', 'folded.pth', 'raw.pth'):
+        for config in ('distilled.py', 'plain.py'):
+            run.test(config, path, work_dir='test', out='out.pkl', cfg_options=options)
+            predictions = pickle.loads(Path('out.pkl').read_bytes())
+            scores[path, config] = torch.stack([p['pred_score'] for p in predictions])
+    expected = scores[checkpoint, 'plain.py']
+    for (path, _), actual in scores.items():
+        assert torch.allclose(actual, expected, rtol=1e-4, atol=1e-4) == (path != 'raw.pth'), path
 
 
 def test_a_folded_network_is_not_resumed(detector, tmp_path):

@@ -1,0 +1,93 @@
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmgnv3.apis import run
+from mmgnv3.apis.parts import check_parts
+from tests.test_engine.runs import EMA, EXACT, write_configs, write_teacher
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_configs(tmp_path))
+    write_teacher(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def cfg(folder):
+    config = Config.fromfile('distilled.py')
+    config.custom_hooks = [dict(EMA), dict(EXACT)]
+    return config
+
+
+@pytest.fixture
+def resumed(folder):
+    """What a checkpoint of the run has to hold beside its weights."""
+    from mmgnv3.engine.hooks import EMAHook
+    from mmgnv3.engine.hooks.exact_resume_hook import _describe_teacher
+    from mmgnv3.registry import MODELS
+
+    cfg = Config.fromfile('distilled.py')
+    with MODELS.switch_scope_and_registry('mmpretrain') as registry:
+        teacher = _describe_teacher(registry.build(cfg.model))
+    meta = dict(mmgnv3_ema=EMAHook(momentum=0.3).settings, mmgnv3_teacher=teacher)
+    return dict(meta=meta, optimizer={}, ema_state_dict={}, message_hub={}, state_dict={})
+
+
+def test_a_sound_config_is_left_as_it_is(cfg, resumed):
+    before = cfg.to_dict()
+    check_parts(cfg)
+    check_parts(cfg, resumed)
+    assert cfg.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    ('change', 'error', 'message'),
+    [
+        ({'model.backbone.widen_factor': -1}, ValueError, 'widen_factor must be'),
+        ({'model.teacher.checkpoint': 'gone.pth'}, FileNotFoundError, r'gone\.pth of the teacher'),
+        ({'model.head.loss.alpha': 2}, ValueError, 'alpha'),
+        ({'custom_hooks.0.momentum': 2}, ValueError, 'momentum must be'),
+    ],
+)
+def test_what_is_refused(cfg, change, error, message):
+    cfg.merge_from_dict(change)
+    with pytest.raises(error, match=message):
+        check_parts(cfg)
+
+
+def test_a_teacher_that_was_cut_off(cfg, folder):
+    path = folder / 'teacher.pth'
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r'teacher\.pth of the teacher .* cut off'):
+        check_parts(cfg)
+
+
+def test_a_teacher_that_is_fetched_is_left_to_the_run(cfg):
+    cfg.model.teacher.checkpoint = 'http://gone.invalid/teacher.pth'
+    check_parts(cfg)
+
+
+def test_resuming_with_another_average(cfg, resumed):
+    cfg.custom_hooks[0].momentum = 0.2
+    check_parts(cfg)
+    with pytest.raises(ValueError, match=r'momentum=0\.3 became 0\.2'):
+        check_parts(cfg, resumed)
+
+
+def test_resuming_with_another_teacher(cfg, resumed, folder):
+    write_teacher(folder, seed=1)
+    with pytest.raises(ValueError, match='this one has the teacher'):
+        check_parts(cfg, resumed)
+
+
+def test_a_refused_run_leaves_nothing_behind(folder, resumed):
+    options = {'custom_hooks': [dict(EMA, gamma=5), dict(EXACT)]}
+    torch.save(resumed, 'epoch_1.pth')
+    files = set(folder.rglob('*'))
+    with pytest.raises(ValueError, match='gamma=0 became 5'):
+        run.train('distilled.py', resume='epoch_1.pth', cfg_options=options)
+    with pytest.raises(FileNotFoundError, match='teacher'):
+        run.train('distilled.py', cfg_options={'model.teacher.checkpoint': 'gone.pth'})
+    assert set(folder.rglob('*')) == files
