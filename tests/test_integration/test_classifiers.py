@@ -12,29 +12,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmgnv3.reparam import fold, relative_difference
-from tests.utils import randomize_norms
+from tests.utils import classifier_config, randomize_norms
 
 
 def build_classifier(widen_factor: float, num_classes: int = 1000) -> nn.Module:
-    backbone = dict(type='mmgnv3.GhostNetV3', widen_factor=widen_factor)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        (channels,) = MODELS.build(backbone).out_channels
+        config = classifier_config(widen_factor, num_classes)
         torch.manual_seed(0)
-        classifier = MODELS.build(
-            dict(
-                type='ImageClassifier',
-                data_preprocessor=dict(num_classes=num_classes),
-                backbone=backbone,
-                neck=dict(type='GlobalAveragePooling'),
-                head=dict(
-                    type='StackedLinearClsHead',
-                    num_classes=num_classes,
-                    in_channels=channels,
-                    mid_channels=[1280],
-                    dropout_rate=0.2,
-                ),
-            )
-        )
+        classifier = MODELS.build(config)
         classifier.init_weights()
     return randomize_norms(classifier)
 

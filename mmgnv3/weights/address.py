@@ -1,0 +1,62 @@
+"""Addresses of weights: ``ghostnetv3://1.0x`` and what else may stand behind the scheme."""
+
+import re
+from typing import Any
+
+from .convert import convert_checkpoint
+from .public import SCHEME, locate, what_exists
+from .reading import read_foreign
+
+
+def load_address(address: str, map_location: Any = None) -> dict[str, Any]:
+    """Load public weights, converted in memory.
+
+    An address is ``ghostnetv3://SOURCE`` or ``ghostnetv3://SOURCE#OPTION&OPTION``. SOURCE is what
+    :func:`locate` takes; an option is
+
+    - ``ema`` or ``raw``: the averaged weights or the others; by default the averaged ones where
+      there are any, see :func:`mmgnv3.weights.convert_checkpoint`;
+    - ``sha256=HEX``: digest that the file must have.
+
+    Args:
+        address: Such as ``ghostnetv3://1.0x`` or ``ghostnetv3:///path/to/file.pth.tar#raw``.
+        map_location: Device, or its name, for the weights. None means the CPU.
+
+    Returns:
+        A checkpoint with ``meta`` and ``state_dict``, the latter with the keys of mmpretrain's
+        ImageClassifier: ``prefix='backbone.'`` of mmengine's ``Pretrained`` takes the backbone.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        OSError: If it cannot be downloaded.
+        ValueError: If the address is wrong, or the file is not what it should be.
+    """
+    source, ema, digest = _parse(address)
+    path = locate(source, digest)
+    try:
+        checkpoint = convert_checkpoint(read_foreign(path), ema).checkpoint()
+    except ValueError as error:
+        raise ValueError(f'{address}: {error}') from error
+    if map_location is not None and not callable(map_location):
+        weights = checkpoint['state_dict']
+        checkpoint['state_dict'] = {k: v.to(map_location) for k, v in weights.items()}
+    return checkpoint
+
+
+def _parse(address: str) -> tuple[str, bool | None, str | None]:
+    source, _, options = address.removeprefix(SCHEME).partition('#')
+    ema = digest = None
+    for option in filter(None, options.split('&')):
+        name, _, value = option.partition('=')
+        if option in ('ema', 'raw'):
+            ema = option == 'ema'
+        elif name == 'sha256' and re.fullmatch(r'[0-9a-fA-F]{64}', value):
+            digest = value.lower()
+        else:
+            raise ValueError(
+                f'{address}: unknown option {option!r}. There are ema, raw and sha256=HEX, joined '
+                'by &.'
+            )
+    if not source:
+        raise ValueError(f'{address} names no file. {what_exists()}')
+    return source, ema, digest
