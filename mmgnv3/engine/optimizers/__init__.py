@@ -1,0 +1,5 @@
+"""Optimizers."""
+
+from .lamb import Lamb
+
+__all__ = ['Lamb']
