@@ -1,95 +1,75 @@
-"""Measure GhostNetV3 beside timm's and two well-known small networks.
+"""Measure GhostNetV3 beside timm's, the same network without branches, and MobileNetV3.
 
-    python tools/benchmark.py infer --rounds 100 --threads 1 --out infer.json
+    python tools/benchmark.py train --threads 2 --rounds 15 --out train.json
+    python tools/benchmark.py infer --threads 1 --rounds 40 --batch 1 32
+    python tools/benchmark.py memory
+    python tools/benchmark.py train --device cuda --batch 256 --amp --compile --optimizer
 
-prints a Markdown table of parameters, multiply-accumulates and the latency of one image.
+Every command prints a Markdown table and, below it, the ratios that matter. With --out it writes a
+JSON file and a picture of the same name beside it. All networks take their turn in every round.
 """
 
 import argparse
-import json
 import os
-import platform
-import statistics
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+# Networks allocate and free large maps all the time; small pages cost a tenth of a step.
+os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+
 import torch
-from mmpretrain.models import ImageClassifier
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
-from mmgnv3.models import GhostNetV3
-from mmgnv3.reparam import fold
+from mmgnv3.benchmark import inference, networks, report, training
+from mmgnv3.benchmark.networks import BRANCH_FREE, OURS, TIMM, TIMM_BRANCH_FREE
+from mmgnv3.benchmark.training import Variant
+from mmgnv3.utils.machine import describe_machine
 
-try:
-    import timm
-    from timm.utils.model import reparameterize_model
-except ImportError as error:
-    raise SystemExit(
-        'error: the networks to compare with are in timm: pip install -r requirements/dev.txt'
-    ) from error
-
-TIMM_GHOSTNETV3 = {
-    0.5: 'ghostnetv3_050',
-    1.0: 'ghostnetv3_100',
-    1.3: 'ghostnetv3_130',
-    1.6: 'ghostnetv3_160',
-}
-WARM_UP_ROUNDS = 3
-
-
-@dataclass
-class Network:
-    """A network in eval mode; ``folded`` is None where there is nothing to fold."""
-
-    name: str
-    model: nn.Module
-    folded: nn.Module | None = None
-
-    @property
-    def forms(self) -> list[nn.Module]:
-        """The forms that exist, the one to deploy last."""
-        return [self.model] if self.folded is None else [self.model, self.folded]
-
-
-@dataclass
-class Row:
-    """One line of the table; what there is no folded form for is None.
-
-    Attributes:
-        network: Name.
-        params: Parameters in training form.
-        params_folded: Parameters in folded form.
-        macs: Multiply-accumulates of convolutions and linear layers for one image, in the form to
-            deploy.
-        latency_ms: Median latency in training form, in milliseconds.
-        latency_folded_ms: Median latency in folded form, in milliseconds.
-    """
-
-    network: str
-    params: int
-    params_folded: int | None
-    macs: int
-    latency_ms: float
-    latency_folded_ms: float | None
+RATIOS = (
+    (TIMM, OURS),
+    (f'{OURS}, branch by branch', OURS),
+    (OURS, BRANCH_FREE),
+    (OURS, TIMM_BRANCH_FREE),
+)
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     commands = parser.add_subparsers(required=True)
-    infer = commands.add_parser('infer', help='size and latency of the networks, one image a time')
-    infer.set_defaults(run=run_infer)
-    infer.add_argument(
-        '--widths', type=float, nargs='+', default=list(TIMM_GHOSTNETV3), help='of GhostNetV3'
+
+    train = commands.add_parser('train', help='time of a training step')
+    train.set_defaults(run=run_train)
+    train.add_argument('--batch', type=positive, default=16, help='images a step')
+    train.add_argument('--amp', action='store_true', help='add bfloat16 columns')
+    train.add_argument('--compile', action='store_true', help='add torch.compile columns')
+    train.add_argument(
+        '--optimizer', action='store_true', help='LAMB and EMA in the step, and their share of it'
     )
-    infer.add_argument('--rounds', type=positive, default=50, help='the median is taken over them')
-    infer.add_argument('--threads', type=positive, help="of the CPU; torch's choice by default")
-    infer.add_argument('--size', type=positive, default=224, help='pixels a side of the image')
-    infer.add_argument('--device', type=device, default='cpu', help='cpu, cuda, cuda:1, ...')
-    infer.add_argument('--out', type=Path, help='JSON file to write the numbers to')
+
+    infer = commands.add_parser('infer', help='size and latency')
+    infer.set_defaults(run=run_infer)
+    infer.add_argument('--widths', type=float, nargs='+', default=[0.5, 1.0, 1.3, 1.6])
+    infer.add_argument('--batch', type=positive, nargs='+', default=[1], help='images a call')
+    infer.add_argument('--compile', action='store_true', help='add a torch.compile column')
+    infer.add_argument('--onnx', action='store_true', help='add an ONNX Runtime column')
+
+    memory = commands.add_parser('memory', help='what a training step keeps for the way back')
+    memory.set_defaults(run=run_memory)
+    memory.add_argument('--batch', type=positive, default=16, help='images a step')
+
+    for command in (train, memory):
+        text = 'only these, by their names in the table'
+        command.add_argument('--networks', nargs='+', metavar='NAME', help=text)
+    for command, rounds in ((train, 15), (infer, 50), (memory, None)):
+        command.add_argument('--size', type=positive, default=224, help='pixels a side')
+        command.add_argument('--device', type=device, default='cpu', help='cpu, cuda, cuda:1, ...')
+        command.add_argument('--threads', type=positive, help="of the CPU; torch's choice if none")
+        command.add_argument('--out', type=Path, help='JSON file; a picture goes beside it')
+        if rounds:
+            text = 'the median is taken over them'
+            command.add_argument('--rounds', type=positive, default=rounds, help=text)
     return parser.parse_args()
 
 
@@ -113,181 +93,185 @@ def device(text: str) -> torch.device:
     return wanted
 
 
-def run_infer(args: argparse.Namespace) -> None:
-    """Print and write the table of networks."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-    image = torch.rand(1, 3, args.size, args.size, device=args.device)
-    networks = build_networks(args.widths, args.device)
-    macs = [count_macs(network.forms[-1], image) for network in networks]
-    forms = [form for network in networks for form in network.forms]
-    latencies = measure_latencies(forms, image, args.rounds)
-    rows = [
-        Row(
-            network.name,
-            count_params(network.model),
-            network.folded and count_params(network.folded),
-            network_macs,
-            latencies[network.model],
-            latencies.get(network.folded),
-        )
-        for network, network_macs in zip(networks, macs, strict=True)
+def run_train(args: argparse.Namespace) -> None:
+    """Measure the training step."""
+    variants = [Variant(), Variant(channels_last=True)]
+    if args.amp:
+        variants.append(Variant(channels_last=True, amp=True))
+    if args.compile:
+        variants.append(Variant(channels_last=True, amp=args.amp, compiled=True))
+    builders = choose_networks(args.networks)
+    images = torch.rand(args.batch, 3, args.size, args.size, device=args.device)
+    times = training.measure_training(builders, variants, images, args.rounds, args.optimizer)
+
+    header, rows = ['network'], [[name] for name in builders]
+    best = {}
+    for variant in variants:
+        header.append(f'{variant.name}, ms')
+        if args.optimizer:
+            header.append('LAMB + EMA')
+        if args.device.type == 'cuda':
+            header.append('peak, MiB')
+        for row in rows:
+            found = times[row[0], variant]
+            best[row[0]] = min(found.step, best.get(row[0], found.step))
+            row.append(report.format_number(found.step))
+            if args.optimizer:
+                row.append(f'{found.update:.1f} ms, {100 * found.update / found.step:.0f} %')
+            if args.device.type == 'cuda':
+                row.append(report.format_number(found.peak_mib, digits=0))
+    series = {v.name: [times[name, v].step for name in builders] for v in variants}
+    head = f'training step, batch {args.batch}'
+    print_table(args, head, header, rows)
+    print(f'\nRatios of steps, best column of each:\n\n{format_ratios(best)}')
+    content = [
+        dict(network=name, **asdict(variant), **asdict(found))
+        for (name, variant), found in times.items()
     ]
-    machine = describe_machine(args.device)
-    print(f'{machine}; {args.size} x {args.size} pixels, median of {args.rounds} rounds\n')
-    print(format_table(rows))
-    if args.out:
-        settings = dict(machine=machine, size=args.size, rounds=args.rounds)
-        write_json(dict(settings=settings, rows=[asdict(row) for row in rows]), args.out)
+    write(args, content, dict(batch=args.batch, ratios=ratios(best)))
+    draw(args, series, list(builders), 'ms', head)
 
 
-def build_networks(widths: Sequence[float], device: torch.device) -> list[Network]:
-    """Build the networks with random weights; latency does not depend on them.
-
-    Args:
-        widths: Width multipliers of GhostNetV3.
-        device: Where to put them.
-
-    Returns:
-        For every width this package's network and timm's, if timm has it; GhostNetV2 and
-        MobileNetV3-Large, which have no branches to fold.
-    """
-    networks = []
-    for width in widths:
-        ours = build_classifier(width).eval()
-        networks.append(Network(f'GhostNetV3 {width:g}x', ours, fold(ours)))
-        if width in TIMM_GHOSTNETV3:
-            theirs = timm.create_model(TIMM_GHOSTNETV3[width]).eval()
-            networks.append(
-                Network(f'GhostNetV3 {width:g}x (timm)', theirs, reparameterize_model(theirs))
-            )
-    for name, timm_name in (
-        ('GhostNetV2 1x (timm)', 'ghostnetv2_100'),
-        ('MobileNetV3-Large 1x (timm)', 'mobilenetv3_large_100'),
-    ):
-        networks.append(Network(name, timm.create_model(timm_name).eval()))
-    for network in networks:
-        for form in network.forms:
-            form.to(device)
-    return networks
-
-
-def build_classifier(width: float) -> ImageClassifier:
-    """Build the ImageNet classifier: the backbone, 1280 hidden units and 1000 classes."""
-    backbone = GhostNetV3(widen_factor=width)
-    return ImageClassifier(
-        backbone=backbone,
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(
-            type='StackedLinearClsHead',
-            num_classes=1000,
-            in_channels=backbone.out_channels[-1],
-            mid_channels=[1280],
-            dropout_rate=0.2,
-        ),
-    )
-
-
-def count_params(model: nn.Module) -> int:
-    """Count parameters."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-@torch.inference_mode()
-def count_macs(model: nn.Module, image: Tensor) -> int:
-    """Count multiply-accumulates of convolutions and linear layers."""
-    with FlopCounterMode(display=False) as counter:
-        model(image)
-    return counter.get_total_flops() // 2
-
-
-@torch.inference_mode()
-def measure_latencies(
-    models: Sequence[nn.Module], image: Tensor, rounds: int
-) -> dict[nn.Module, float]:
-    """Measure models in turn, so that a change of the machine's pace hits all of them alike.
-
-    Args:
-        models: Models in eval mode.
-        image: Input of all of them.
-        rounds: How often every model is measured.
-
-    Returns:
-        Median latency of every model in milliseconds.
-    """
-    times: dict[nn.Module, list[float]] = {model: [] for model in models}
-    for _ in range(WARM_UP_ROUNDS + rounds):
-        for model, series in times.items():
-            # The untimed run brings the model's own weights back into the caches.
-            model(image)
-            wait_for(image.device)
-            start = time.perf_counter()
-            model(image)
-            wait_for(image.device)
-            series.append(1000 * (time.perf_counter() - start))
-    return {model: statistics.median(times[model][WARM_UP_ROUNDS:]) for model in models}
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-
-
-def describe_machine(device: torch.device) -> str:
-    """Name processors, threads and torch's version."""
-    parts = [cpu_name(), f'threads: {torch.get_num_threads()}', f'torch {torch.__version__}']
-    if device.type == 'cuda':
-        parts.insert(0, torch.cuda.get_device_name(device))
-    return ', '.join(parts)
-
-
-def cpu_name() -> str:
-    """Name the CPU as Linux knows it."""
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def format_table(rows: Sequence[Row]) -> str:
-    """Write rows as a Markdown table."""
-    header = ('network', 'params', 'params folded', 'MACs', 'latency', 'latency folded')
-    lines = [header, ('---', *['---:'] * (len(header) - 1))]
-    for row in rows:
-        lines.append(
-            (
-                row.network,
-                f'{row.params / 1e6:.3f}M',
-                '-' if row.params_folded is None else f'{row.params_folded / 1e6:.3f}M',
-                f'{row.macs / 1e6:.1f}M',
-                f'{row.latency_ms:.1f} ms',
-                '-' if row.latency_folded_ms is None else f'{row.latency_folded_ms:.1f} ms',
+def run_infer(args: argparse.Namespace) -> None:
+    """Measure size and latency."""
+    if args.onnx and (reason := inference.missing_for_onnx()):
+        print(f'ONNX Runtime left out: it {reason}\n')
+        args.onnx = False
+    compared = networks.inference_networks(args.widths)
+    image = torch.rand(1, 3, args.size, args.size, device=args.device)
+    header = ['network', 'params', 'params folded', 'MACs']
+    rows, content = [], []
+    for network in compared:
+        for form in (network.model, network.folded):
+            if form is not None:
+                form.to(args.device)
+        params = networks.count_params(network.model)
+        folded = network.folded and networks.count_params(network.folded)
+        macs = inference.count_macs(network.deployed, image)
+        rows.append(
+            [
+                network.name,
+                f'{params / 1e6:.3f}M',
+                f'{folded / 1e6:.3f}M' if folded else '-',
+                f'{macs / 1e6:.1f}M',
+            ]
+        )
+        content.append(
+            dict(
+                network=network.name, params=params, params_folded=folded, macs=macs, latency_ms={}
             )
         )
-    return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
+    shown = [
+        form
+        for form in inference.FORMS
+        if (form != 'compiled' or args.compile) and (form != 'ONNX Runtime' or args.onnx)
+    ]
+    series = {}
+    for batch in args.batch:
+        images = image.expand(batch, -1, -1, -1).contiguous()
+        times = inference.measure_latencies(compared, images, args.rounds, args.compile, args.onnx)
+        for form in shown:
+            header.append(form if batch == 1 else f'{form}, {batch} images')
+            series[header[-1]] = [times.get((network.name, form)) for network in compared]
+            for row, record in zip(rows, content, strict=True):
+                latency = times.get((row[0], form))
+                row.append(report.format_number(latency, 'ms'))
+                record['latency_ms'][header[-1]] = latency
+    head = f'inference, latency of {" and ".join(map(str, args.batch))} image(s)'
+    print_table(args, head, header, rows)
+    records = {record['network']: record['latency_ms'] for record in content}
+    print('\nLatency of ours / of timm, same width:\n')
+    pairs = [(name, f'{name} (timm)') for name in records if f'{name} (timm)' in records]
+    lines = [
+        [ours, *(f'{records[ours][c] / records[theirs][c]:.2f}' for c in series)]
+        for ours, theirs in pairs
+    ]
+    print(report.format_table(['network', *series], lines))
+    write(args, content, dict(batch=args.batch))
+    draw(args, series, list(records), 'ms', head)
 
 
-def write_json(content: dict, path: Path) -> None:
-    """Write a JSON file that appears under its name when it is complete."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_text(json.dumps(content, indent=2) + '\n')
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def run_memory(args: argparse.Namespace) -> None:
+    """Measure saved activations."""
+    images = torch.rand(args.batch, 3, args.size, args.size, device=args.device)
+    kept = {
+        name: training.measure_saved_activations(build(), images)
+        for name, build in choose_networks(args.networks).items()
+    }
+    head = f'activations saved by a training step, batch {args.batch}'
+    rows = [[name, report.format_number(mib, digits=0)] for name, mib in kept.items()]
+    print_table(args, head, ['network', 'MiB'], rows)
+    print(f'\nRatios:\n\n{format_ratios(kept)}')
+    content = [dict(network=name, saved_mib=mib) for name, mib in kept.items()]
+    write(args, content, dict(batch=args.batch, ratios=ratios(kept)))
+    draw(args, {'saved': list(kept.values())}, list(kept), 'MiB', head)
+
+
+def choose_networks(names: list[str] | None) -> dict[str, Callable[[], nn.Module]]:
+    """Take the builders of networks by name, all of them if there are no names."""
+    builders = networks.training_networks()
+    if unknown := set(names or ()) - set(builders):
+        raise ValueError(f'no network {", ".join(unknown)}; there are {", ".join(builders)}')
+    return {name: build for name, build in builders.items() if not names or name in names}
+
+
+def ratios(values: dict[str, float]) -> dict[str, float]:
+    """Quotients of what was measured that the network is judged by."""
+    pairs = [(a, b) for a, b in RATIOS if a in values and b in values]
+    return {f'{a} / {b}': values[a] / values[b] for a, b in pairs}
+
+
+def format_ratios(values: dict[str, float]) -> str:
+    """Write them as a Markdown table."""
+    lines = [[name, f'{ratio:.2f}'] for name, ratio in ratios(values).items()]
+    return report.format_table(['ratio', ''], lines)
+
+
+def print_table(
+    args: argparse.Namespace, head: str, header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    """Print a table under a line that says what was measured where."""
+    print(f'{head}; {describe(args)}\n')
+    print(report.format_table(header, rows))
+
+
+def describe(args: argparse.Namespace) -> str:
+    """Name machine and settings."""
+    parts = [describe_machine(args.device), f'{args.size} x {args.size} pixels']
+    if hasattr(args, 'rounds'):
+        parts.append(f'median of {args.rounds} rounds')
+    return '; '.join(parts)
+
+
+def write(args: argparse.Namespace, rows: list[dict], more: dict) -> None:
+    """Write the numbers if a file was asked for."""
+    if args.out:
+        settings = dict(machine=describe_machine(args.device), size=args.size, **more)
+        settings.update(rounds=getattr(args, 'rounds', None))
+        report.write_json(dict(settings=settings, rows=rows), args.out)
+
+
+def draw(
+    args: argparse.Namespace,
+    series: dict[str, list[float | None]],
+    names: list[str],
+    unit: str,
+    head: str,
+) -> None:
+    """Draw the numbers if a file was asked for."""
+    if args.out:
+        title = f'{head}\n{describe(args)}'
+        report.draw_bars(series, names, args.out.with_suffix('.png'), unit, title)
 
 
 def main() -> None:
     """Run the subcommand that the command line asks for."""
     args = parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     try:
         args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
 
 

@@ -1,13 +1,22 @@
 import json
 import runpy
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
+from mmgnv3.benchmark import inference
+from mmgnv3.benchmark.networks import BRANCH_FREE, OURS
+from mmgnv3.benchmark.timing import measure_interleaved
+from mmgnv3.benchmark.training import measure_saved_activations
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+DEVICES = ['cpu', pytest.param('cuda', marks=needs_cuda)]
 TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark.py'
+PAIR = ('--networks', OURS, BRANCH_FREE)
 
 
 @pytest.fixture
@@ -17,6 +26,7 @@ def run(monkeypatch):
 
     def run(*args: str) -> None:
         monkeypatch.setattr(sys, 'argv', [TOOL.name, *args])
+        monkeypatch.setenv('THP_MEM_ALLOC_ENABLE', '1')
         runpy.run_path(str(TOOL), run_name='__main__')
 
     yield run
@@ -24,41 +34,88 @@ def run(monkeypatch):
 
 
 def read_table(text: str) -> dict[str, list[str]]:
-    """Cells of a Markdown table by the first one of their line."""
+    """Cells of Markdown tables by the first one of their line; of equal ones the first counts."""
     lines = [line.strip('| ').split(' | ') for line in text.splitlines() if line.startswith('|')]
-    return {line[0]: line[1:] for line in lines}
+    return {line[0]: line[1:] for line in reversed(lines)}
 
 
-@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=needs_cuda)])
+@pytest.mark.parametrize('device', DEVICES)
 def test_infer(run, capsys, tmp_path, device):
     out = tmp_path / 'new' / 'infer.json'
     options = ['--widths', '0.5', '--rounds', '1', '--threads', '1', '--size', '64']
-    run('infer', *options, '--device', device, '--out', str(out))
+    run('infer', *options, '--batch', '1', '2', '--device', device, '--out', str(out))
     printed = capsys.readouterr().out
     table = read_table(printed)
-    columns = ['params', 'params folded', 'MACs', 'latency', 'latency folded']
-    assert table.pop('network') == columns
-    del table['---']
-    assert list(table) == [
+    columns = ['params', 'params folded', 'MACs', 'training form', 'folded']
+    columns += ['training form, 2 images', 'folded, 2 images']
+    assert table['network'] == columns
+    names = [
         'GhostNetV3 0.5x',
         'GhostNetV3 0.5x (timm)',
         'GhostNetV2 1x (timm)',
         'MobileNetV3-Large 1x (timm)',
     ]
+    assert set(table) == {*names, 'network', '---'}
     assert table['GhostNetV3 0.5x'][:2] == ['3.395M', '2.842M']
     # timm leaves 54 norms unfolded.
     assert table['GhostNetV3 0.5x (timm)'][:2] == ['3.395M', '2.853M']
     assert table['GhostNetV3 0.5x'][2] == table['GhostNetV3 0.5x (timm)'][2]
-    assert all(cells[3].endswith(' ms') for cells in table.values())
+    assert all(table[name][3].endswith(' ms') for name in names)
     assert table['GhostNetV2 1x (timm)'][1::3] == ['-', '-']
 
     content = json.loads(out.read_text())
     assert content['settings']['machine'] in printed
     assert torch.__version__ in content['settings']['machine']
     assert 'threads: 1' in content['settings']['machine']
-    assert [row['network'] for row in content['rows']] == list(table)
-    assert all(row['latency_ms'] > 0 for row in content['rows'])
-    assert [path.name for path in out.parent.iterdir()] == ['infer.json']
+    assert [row['network'] for row in content['rows']] == names
+    assert all(row['latency_ms']['training form'] > 0 for row in content['rows'])
+    assert {path.name for path in out.parent.iterdir()} == {'infer.json', 'infer.png'}
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_train(run, capsys, tmp_path, device):
+    out = tmp_path / 'train.json'
+    options = ['--batch', '2', '--rounds', '1', '--size', '33', '--device', device]
+    run('train', *PAIR, *options, '--optimizer', '--out', str(out))
+    table = read_table(capsys.readouterr().out)
+    headings = [cell for cell in table['network'] if cell.endswith(', ms')]
+    assert headings == ['contiguous, ms', 'channels_last, ms']
+    assert all(float(table[name][0]) > 0 for name in (OURS, BRANCH_FREE))
+    assert f'{OURS} / {BRANCH_FREE}' in table
+
+    content = json.loads(out.read_text())
+    assert len(content['rows']) == 2 * 2
+    for row in content['rows']:
+        assert row['step'] > 0 and row['update'] > 0
+    assert out.with_suffix('.png').stat().st_size > 0
+
+
+def test_memory(run, capsys, tmp_path):
+    out = tmp_path / 'memory.json'
+    run('memory', *PAIR, '--batch', '2', '--size', '64', '--out', str(out))
+    table = read_table(capsys.readouterr().out)
+    rows = {row['network']: row['saved_mib'] for row in json.loads(out.read_text())['rows']}
+    assert table[OURS] == [f'{rows[OURS]:.0f}']
+    assert table[f'{OURS} / {BRANCH_FREE}'] == [f'{rows[OURS] / rows[BRANCH_FREE]:.2f}']
+
+
+def test_what_is_saved_is_counted_once():
+    images = torch.rand(2, 3, 8, 8)
+    conv = nn.Conv2d(3, 4, 1)
+    model = nn.Sequential(conv, nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    # The sigmoid keeps its output; the convolution keeps images and weights, which do not count;
+    # cross entropy keeps log-probabilities, the labels and one more number.
+    sigmoid, log_probabilities, rest = 2 * 4 * 64 * 4, 2 * 4 * 4, 2 * 8 + 4
+    mib = measure_saved_activations(model, images)
+    assert mib * 2**20 == sigmoid + log_probabilities + rest
+
+
+def test_tasks_take_turns():
+    order = []
+    tasks = {name: lambda name=name: order.append(name) for name in 'ab'}
+    times = measure_interleaved(tasks, rounds=2, device=torch.device('cpu'), warm_up=1)
+    assert order == list('ababab')
+    assert set(times) == {'a', 'b'} and all(time >= 0 for time in times.values())
 
 
 def test_width_that_timm_does_not_have(run, capsys):
@@ -68,18 +125,42 @@ def test_width_that_timm_does_not_have(run, capsys):
     ]
 
 
+@pytest.mark.skipif(inference.missing_for_onnx() is not None, reason='needs onnx and onnxruntime')
+def test_onnx_runtime(run, capsys):
+    run('infer', '--widths', '0.5', '--rounds', '1', '--size', '33', '--onnx')
+    assert 'ONNX Runtime' in read_table(capsys.readouterr().out)['network']
+
+
+@pytest.mark.skipif(find_spec('onnxruntime') is not None, reason='onnxruntime is installed')
+def test_without_onnx_runtime_the_column_is_left_out(run, capsys):
+    run('infer', '--widths', '0.3', '--rounds', '1', '--size', '33', '--onnx')
+    printed = capsys.readouterr().out
+    assert 'ONNX Runtime left out: it needs' in printed and 'pip install' in printed
+    assert 'ONNX Runtime' not in read_table(printed)['network']
+
+
+@pytest.mark.slow
+def test_compiled_and_in_half_precision(run, capsys):
+    run('infer', '--widths', '0.3', '--rounds', '1', '--size', '33', '--compile')
+    assert 'compiled' in read_table(capsys.readouterr().out)['network']
+    options = ('--batch', '2', '--rounds', '1', '--size', '33', '--compile', '--amp')
+    run('train', '--networks', OURS, *options)
+    assert 'channels_last bf16 compiled, ms' in read_table(capsys.readouterr().out)['network']
+
+
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (('--widths', '-1'), 'widen_factor'),
-        (('--size', '32', '--widths', '0.5'), 'too small'),
+        (('infer', '--widths', '-1'), 'widen_factor'),
+        (('infer', '--size', '32', '--widths', '0.5'), 'too small'),
+        (('train', '--networks', 'ResNet'), 'no network ResNet; there are GhostNetV3 1x'),
     ],
     ids=str,
 )
 def test_refused(run, args, message, tmp_path):
     out = tmp_path / 'infer.json'
     with pytest.raises(SystemExit, match=message):
-        run('infer', *args, '--out', str(out))
+        run(*args, '--out', str(out))
     assert not out.exists()
 
 
@@ -90,7 +171,7 @@ def test_refused(run, args, message, tmp_path):
         (('infer', '--rounds', '0'), 'at least 1'),
         (('infer', '--threads', 'two'), 'two'),
         (('infer', '--device', 'toaster'), 'no device'),
-        (('infer', '--device', 'cuda:99'), 'no cuda:99 here'),
+        (('train', '--device', 'cuda:99'), 'no cuda:99 here'),
     ],
     ids=str,
 )

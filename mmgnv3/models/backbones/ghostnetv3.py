@@ -267,7 +267,7 @@ class GhostNetV3(BaseModule):
 
         Returns:
             One map a stage, in the order of ``out_indices``: shape (B, C, ceil(H / stride),
-            ceil(W / stride)).
+            ceil(W / stride)). On a CPU they are channels_last in memory.
 
         Raises:
             ValueError: If the images are too small for the deepest gate.
@@ -278,7 +278,7 @@ class GhostNetV3(BaseModule):
                 f'the deepest stage needs a map of 2 x 2, so {self.min_input_size} pixels a side '
                 'at least. Resize or pad the images, or return earlier stages only (out_indices).'
             )
-        x = self.stem(x)
+        x = self.stem(_in_fast_format(x))
         outs = {}
         for index, stage in enumerate(self.stages):
             for block in stage:
@@ -345,6 +345,17 @@ class GhostNetV3(BaseModule):
                         f'{tuple(theirs[name].shape)} there and {tuple(value.shape)} here.'
                     )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _in_fast_format(x: Tensor) -> Tensor:
+    """Lay the channels of a pixel side by side where that is faster, which is on a CPU.
+
+    Contiguous maps are reordered by every convolution there; these are not, all the way through
+    the network, and its outputs keep the format. On a GPU the format is the user's choice.
+    """
+    if x.device.type != 'cpu' or x.dtype not in (torch.float32, torch.bfloat16):
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _split_into_stages(rows: Sequence[Row]) -> list[list[Row]]:

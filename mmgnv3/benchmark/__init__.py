@@ -1,0 +1,1 @@
+"""Measuring the network beside its peers: what ``tools/benchmark.py`` is made of."""

@@ -1,0 +1,92 @@
+"""Size and latency of networks in the forms in which they can be deployed."""
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .networks import Network
+from .timing import measure_interleaved
+
+FORMS = ('training form', 'folded', 'compiled', 'ONNX Runtime')
+"""What a latency is measured of. The last two are made from the form to deploy."""
+
+
+def measure_latencies(
+    networks: Sequence[Network],
+    images: Tensor,
+    rounds: int,
+    with_compile: bool = False,
+    with_onnx: bool = False,
+) -> dict[tuple[str, str], float]:
+    """Measure networks in eval mode, all of them in turn.
+
+    Args:
+        networks: Networks on the device of the images.
+        images: Batch of shape (B, 3, H, W).
+        rounds: The median is taken over them.
+        with_compile: Adds ``torch.compile`` of the form to deploy.
+        with_onnx: Adds ONNX Runtime, float32 on the CPU.
+
+    Returns:
+        Median latency of a batch in milliseconds by name and form.
+
+    Raises:
+        ModuleNotFoundError: If ONNX Runtime was asked for and is not installed.
+    """
+    tasks: dict[tuple[str, str], Callable[[], object]] = {}
+    for network in networks:
+        forms = {'training form': network.model}
+        if network.folded is not None:
+            forms['folded'] = network.folded
+        if with_compile:
+            forms['compiled'] = torch.compile(network.deployed)
+        for form, model in forms.items():
+            tasks[network.name, form] = _call(model, images)
+        if with_onnx:
+            tasks[network.name, 'ONNX Runtime'] = _onnx_session(network.deployed, images)
+    with torch.inference_mode():
+        return measure_interleaved(tasks, rounds, images.device, warm_up=3, settle=True)
+
+
+def missing_for_onnx() -> str | None:
+    """Say what ONNX Runtime's column lacks here, None for nothing."""
+    missing = [name for name in ('onnx', 'onnxruntime') if find_spec(name) is None]
+    return f'needs {" and ".join(missing)}: pip install {" ".join(missing)}' if missing else None
+
+
+@torch.inference_mode()
+def count_macs(model: nn.Module, image: Tensor) -> int:
+    """Count multiply-accumulates of convolutions and linear layers for one image."""
+    with FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() // 2
+
+
+def _call(model: nn.Module, images: Tensor) -> Callable[[], object]:
+    return lambda: model(images)
+
+
+def _onnx_session(model: nn.Module, images: Tensor) -> Callable[[], object]:
+    """Export a network in float32 and load it into ONNX Runtime with torch's threads."""
+    if reason := missing_for_onnx():
+        raise ModuleNotFoundError(f'ONNX Runtime {reason}')
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    model, images = copy.deepcopy(model).float().cpu(), images.float().cpu()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'model.onnx'
+        # Not the exporter on top of torch.export, which needs one more package.
+        torch.onnx.export(model, (images,), str(path), input_names=['images'], dynamo=False)
+        session = onnxruntime.InferenceSession(
+            path.read_bytes(), options, providers=['CPUExecutionProvider']
+        )
+    feed = dict(images=images.numpy())
+    return lambda: session.run(None, feed)
