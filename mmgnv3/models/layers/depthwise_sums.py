@@ -22,7 +22,7 @@ TAPS = tuple(product((-1, 0, 1), repeat=2))
 MAX_PIXELS = 32768
 """Longest sum in single precision; longer ones are split and added in double precision."""
 
-MAX_BYTES = 2**21
+MAX_BYTES = 2**22
 """Size of intermediate maps that a cache holds, and that need no new memory from the system."""
 
 _EDGES = ((0, 1), (0, -1), (1, 1), (1, -1))

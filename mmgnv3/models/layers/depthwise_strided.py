@@ -1,0 +1,302 @@
+"""Depthwise branches of stride 2 with their batch norms, as one autograd function.
+
+On a strided grid the moments that serve at stride 1 (:mod:`.depthwise_moments`) are so many that
+they cost what the branches cost. So the branches are run, and what surrounds them is made cheap:
+
+- The 1 x 1 branch is every other pixel times a weight; its statistics are those of the pixels.
+- Each branch's output is read for its statistics and once more for the sum, but not written again.
+- The branches' gradients meet a few images at a time, within a cache, and not in maps of full size.
+- A 5 x 5 weight gradient of stride 2, for which oneDNN has no fast code, is taken from the four
+  grids of every other row and column by 3 x 3 ones of stride 1.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from .depthwise_sums import MAX_PIXELS, cached_images, weight_gradient
+
+
+def depthwise_strided(
+    x: Tensor,
+    kernels: Sequence[Tensor],
+    scale: Tensor | None,
+    stride: tuple[int, int],
+    gammas: Tensor,
+    betas: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of strided depthwise branches, each normalised by its own batch statistics.
+
+    Equal to running the branches one by one, gradients of every tensor included. Branches are
+    counted in the order kernels, 1 x 1 branch; M is their number.
+
+    Args:
+        x: Input of shape (B, C, H, W). The output keeps its memory format; channels_last is the
+            faster one on CPUs.
+        kernels: Kernels of the branches, each of shape (C, 1, k, k), k odd. The padding is half
+            of it.
+        scale: Kernel of the 1 x 1 branch, shape (C, 1, 1, 1), or None.
+        stride: Strides along rows and columns.
+        gammas: Weights of the norms, shape (M, C).
+        betas: Biases of the norms, shape (M, C).
+        eps: What all the norms add to the variance.
+
+    Returns:
+        Output of shape (B, C, ceil(H / stride), ceil(W / stride)), and the branches' batch means
+        and biased variances, both of shape (M, C), without gradients.
+    """
+    return _DepthwiseStrided.apply(x, scale, stride, gammas, betas, eps, *kernels)
+
+
+class _DepthwiseStrided(Function):
+    """Forward and backward of :func:`depthwise_strided`.
+
+    Maps have the shape (B, H, W, C) inside, whatever the memory format of the input.
+    """
+
+    @staticmethod
+    def forward(ctx, x, scale, stride, gammas, betas, eps, *kernels):
+        maps = _prepare(x)
+        kernels_ = [kernel.to(maps.dtype) for kernel in kernels]
+        outs, picked = _convolutions(maps, kernels_, stride, scale is not None)
+        branches = outs if picked is None else [*outs, picked]
+        mean, var = map(torch.stack, zip(*map(_statistics, branches), strict=True))
+        # What the 1 x 1 branch multiplies with; the others have been through their kernels.
+        weight = torch.ones_like(mean)
+        if scale is not None:
+            weight[-1] = scale.view(-1)
+        branch_var = var * weight.square()
+        inv_std = (branch_var + eps).rsqrt()
+        factor = gammas * inv_std * weight
+        bias = (betas - factor * mean).sum(0).to(maps.dtype)
+        out = bias
+        for branch, part in zip(branches, factor.to(maps.dtype), strict=True):
+            out = torch.addcmul(bias, branch, part) if out is bias else out.addcmul_(branch, part)
+
+        ctx.save_for_backward(x, scale, gammas, betas, *kernels, *outs, weight, mean, inv_std)
+        ctx.stride, ctx.eps = stride, eps
+        mean = mean * weight
+        ctx.mark_non_differentiable(mean, branch_var)
+        ctx.set_materialize_grads(False)
+        return _finish(out, x), mean, branch_var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out, _mean, _var):
+        if grad_out is None:
+            return (None,) * len(ctx.needs_input_grad)
+        if torch.is_autocast_enabled(grad_out.device.type):
+            with torch.autocast(grad_out.device.type, enabled=False):
+                return _backward(ctx, grad_out)
+        return _backward(ctx, grad_out)
+
+
+def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of everything that :meth:`_DepthwiseStrided.forward` was given."""
+    x, scale, gammas, betas, *saved, weight, mean, inv_std = ctx.saved_tensors
+    num_kernels = len(ctx.needs_input_grad) - 6
+    kernels, outs = saved[:num_kernels], saved[num_kernels:]
+    maps, grad_out = _prepare(x), _prepare(grad_out)
+    grads = [None] * len(ctx.needs_input_grad)
+
+    branches = outs if scale is None else [*outs, _pick(maps, ctx.stride)]
+    sums = [
+        _centred_sums(grad_out, *args) for args in zip(branches, mean.to(maps.dtype), strict=True)
+    ]
+    count = grad_out[..., 0].numel()
+    grad_beta = sums[0][1].double()
+    centred = torch.stack([centred for centred, _ in sums]).double()
+    grads[3] = (centred * weight * inv_std).to(gammas.dtype)
+    grads[4] = grad_beta.expand(betas.shape).to(betas.dtype)
+    if scale is not None:
+        # Exactly what is left of terms that cancel down to eps, as the norm takes out the size.
+        grad_scale = centred[-1] * gammas[-1] * inv_std[-1] ** 3 * ctx.eps
+        grads[1] = grad_scale.view(scale.shape).to(scale.dtype)
+
+    # A norm's gradient is an affine map of that of its output and of its input.
+    of_grad = gammas * inv_std * weight
+    of_branch = of_grad * (inv_std * weight).square() * centred / -count
+    constant = of_grad * grad_beta / -count - of_branch * mean
+    grads[0], grads[6:] = _convolutions_backward(
+        maps,
+        [kernel.to(maps.dtype) for kernel in kernels],
+        outs,
+        grad_out,
+        torch.stack((of_grad, of_branch, constant), 1).to(maps.dtype),
+        ctx.stride,
+        (ctx.needs_input_grad[0], any(ctx.needs_input_grad[6:])),
+    )
+    if grads[0] is not None:
+        grads[0] = _finish(grads[0], x)
+    for i, kernel in enumerate(kernels, 6):
+        if grads[i] is not None:
+            grads[i] = grads[i].view(kernel.shape).to(kernel.dtype)
+    return tuple(grads)
+
+
+def _prepare(x: Tensor) -> Tensor:
+    """A map (B, C, H, W) as a contiguous one (B, H, W, C) of at least single precision."""
+    return x.permute(0, 2, 3, 1).to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+
+
+def _finish(x: Tensor, like: Tensor) -> Tensor:
+    """A map (B, H, W, C) as (B, C, H, W), in the dtype and memory format of another one."""
+    x = x.permute(0, 3, 1, 2).to(like.dtype)
+    return x.contiguous() if like.is_contiguous() else x
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every channel of a map, shape (C,), float64."""
+    mean, var = torch.ops.aten.batch_norm_update_stats(x.permute(0, 3, 1, 2), None, None, 0.0)
+    return mean.double(), var.double()
+
+
+def _centred_sums(grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over a map of ``grad (x - mean)`` and of grad, both of shape (C,)."""
+    one = torch.ones_like(mean)
+    return torch.ops.aten.native_batch_norm_backward(
+        grad.permute(0, 3, 1, 2),
+        x.permute(0, 3, 1, 2),
+        one,
+        None,
+        None,
+        mean,
+        one,
+        True,
+        0.0,
+        [False, True, True],
+    )[1:]
+
+
+def _pick(x: Tensor, stride: tuple[int, int], start: tuple[int, int] = (0, 0)) -> Tensor:
+    """The pixels of a map that a strided 1 x 1 kernel sees, in memory of their own."""
+    return x[:, start[0] :: stride[0], start[1] :: stride[1]].contiguous()
+
+
+def _parts(x: Tensor) -> list[slice]:
+    """Slices of a few images that fit into a cache, where several passes over them are cheap."""
+    images = cached_images(x)
+    return [slice(start, start + images) for start in range(0, len(x), images)]
+
+
+def _convolutions(
+    x: Tensor, kernels: Sequence[Tensor], stride: tuple[int, int], with_scale: bool
+) -> tuple[list[Tensor], Tensor | None]:
+    """Convolutions of a map with kernels of one size, and the pixels that a 1 x 1 kernel sees."""
+    padding = [size // 2 for size in kernels[0].shape[2:]]
+    results = []
+    for here in _parts(x):
+        part = x[here]
+        source = part.permute(0, 3, 1, 2)
+        outs = [
+            F.conv2d(source, kernel, None, stride, padding, 1, len(kernel)).permute(0, 2, 3, 1)
+            for kernel in kernels
+        ]
+        results.append([*outs, _pick(part, stride)] if with_scale else outs)
+    results = [
+        parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*results, strict=True)
+    ]
+    return (results[:-1], results[-1]) if with_scale else (results, None)
+
+
+def _convolutions_backward(
+    x: Tensor,
+    kernels: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    grad_out: Tensor,
+    factors: Tensor,
+    stride: tuple[int, int],
+    needs: tuple[bool, bool],
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients of the input of all branches together, and of their kernels.
+
+    Args:
+        x: Input of shape (B, H, W, C).
+        kernels: Kernels of the branches.
+        outs: Outputs of their convolutions.
+        grad_out: Gradient of the sum of all the norms.
+        factors: For every branch, the gradient of its norm's input as factors of ``grad_out`` and
+            of that input, and a constant: shape (M, 3, C).
+        stride: Strides of the branches.
+        needs: Whether the gradient of the input and those of the kernels are wanted.
+
+    Returns:
+        Gradient of x, and those of the kernels in float64, any shape.
+    """
+    needs_x, needs_kernels = needs
+    size = kernels[0].shape[2:]
+    by_phases = needs_kernels and size == (5, 5) and stride == (2, 2)
+    grad_x = torch.empty_like(x) if needs_x else None
+    grad_kernels = [None] * len(kernels)
+    grad_outs = [torch.empty_like(out) for out in outs] if by_phases else []
+    for here in _parts(x):
+        part, total = x[here], None
+        for i, (kernel, out) in enumerate(zip(kernels, outs, strict=True)):
+            grad = grad_outs[i][here] if by_phases else None
+            grad = _combine(grad_out[here], out[here], factors[i], grad)
+            grad_part, grad_kernel, _ = torch.ops.aten.convolution_backward(
+                grad.permute(0, 3, 1, 2),
+                part.permute(0, 3, 1, 2),
+                kernel,
+                None,
+                stride,
+                [size[0] // 2, size[1] // 2],
+                [1, 1],
+                False,
+                [0, 0],
+                len(kernel),
+                [needs_x, needs_kernels and not by_phases, False],
+            )
+            if grad_kernel is not None:
+                grad_kernel = grad_kernel.double()
+                grad_kernels[i] = grad_kernel if here.start == 0 else grad_kernels[i] + grad_kernel
+            if needs_x:
+                total = grad_part if total is None else total.add_(grad_part)
+        if needs_x:
+            total = total.permute(0, 2, 3, 1)
+            if len(factors) > len(kernels):
+                seen = slice(None), slice(None, None, stride[0]), slice(None, None, stride[1])
+                total[seen] += _combine(grad_out[here], part[seen], factors[-1])
+            grad_x[here] = total
+    if by_phases:
+        grad_kernels = _phase_weight_gradients(x, grad_outs)
+    return grad_x, grad_kernels
+
+
+def _combine(grad: Tensor, x: Tensor, factors: Tensor, out: Tensor | None = None) -> Tensor:
+    """Sum of two maps times factors, and a constant, all of shape (C,)."""
+    return torch.addcmul(factors[2], x, factors[1], out=out).addcmul_(grad, factors[0])
+
+
+def _phase_weight_gradients(x: Tensor, grads: Sequence[Tensor]) -> list[Tensor]:
+    """Weight gradients of depthwise 5 x 5 convolutions of stride 2.
+
+    On the grid of even rows, taps -2, 0, 2 are the neighbours -1, 0, 1; on that of odd rows, taps
+    -1, 1 are -1, 0. Likewise for columns.
+
+    Args:
+        x: Input of shape (B, H, W, C).
+        grads: Gradients of the outputs, each of shape (B, ceil(H / 2), ceil(W / 2), C).
+
+    Returns:
+        For every gradient of an output, shape (C, 5, 5), float64.
+    """
+    height, width, channels = x.shape[1:]
+    if height % 2 or width % 2:
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+    images = max(1, MAX_PIXELS // (grads[0].shape[1] * grads[0].shape[2]))
+    results = [x.new_zeros(channels, 5, 5, dtype=torch.float64) for _ in grads]
+    for row, column in product(range(2), repeat=2):
+        phase = _pick(x, (2, 2), (row, column)).permute(0, 3, 1, 2)
+        for result, grad in zip(results, grads, strict=True):
+            parts = grad.permute(0, 3, 1, 2).split(images), phase.split(images)
+            for args in zip(*parts, strict=True):
+                taps = weight_gradient(*args, (3, 3))[0].view(channels, 3, 3)
+                result[:, row::2, column::2] += taps[:, : 3 - row, : 3 - column]
+    return results
