@@ -19,11 +19,8 @@ _CONFIG = """
 default_scope = 'mmpretrain'
 backbone = dict(
     type='mmgnv3.GhostNetV3',
-    arch=dict(
-        stem_channels=8,
-        rows=((3, 8, 8, 0, 1), (3, 16, 8, 0.25, 2), (3, 16, 8, 0, 1)),
-        last_channels=16,
-    ),
+    arch=dict(stem_channels=8, rows=((3, 8, 8, 0, 1), (3, 16, 8, 0.25, 2)), last_channels=16),
+    num_branches=2,
 )
 neck = dict(type='GlobalAveragePooling')
 head = dict(num_classes=2, in_channels=16, mid_channels=[8], dropout_rate=0.2)
