@@ -121,16 +121,18 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], ema: bool | None = None) -
     backbone = _build_like(foreign)
     names = rename(foreign, [len(stage) for stage in backbone.stages[:-1]])
     weights = {name: foreign[key] for key, name in names.items() if name}
-    folded = filter(None, map(_FOLDED_UNIT.fullmatch, weights))
-    folded_units = [match[1] for match in folded]
+    modules = dict(backbone.named_modules())
+    matches = filter(None, map(_FOLDED_UNIT.fullmatch, weights))
+    folded_units = [modules[match[1]] for match in matches if match[1] in modules]
     for unit in folded_units:
-        backbone.get_submodule(unit).switch_to_deploy()
+        unit.switch_to_deploy()
 
     shapes = {f'backbone.{name}': value.shape for name, value in backbone.state_dict().items()}
     _add_what_may_be_absent(weights, shapes, source)
     _flatten_head(weights)
     shapes |= _head_shapes(weights, backbone.out_channels[-1])
-    _check(weights, shapes, [key for key, name in names.items() if not name])
+    left_over = [key for key, name in names.items() if name not in shapes]
+    _check(weights, shapes, left_over)
 
     backbone.to_empty(device='cpu').load_state_dict(
         {
@@ -167,6 +169,11 @@ def _choose(checkpoint: Mapping[str, Any], ema: bool | None) -> tuple[dict[str, 
         raise ValueError('There are averaged weights only here (state_dict_ema), no plain ones.')
     key = 'state_dict_ema' if ema else 'state_dict'
     weights = checkpoint if is_plain else checkpoint[key]
+    if not isinstance(weights, Mapping):
+        raise ValueError(f'{key} is a {type(weights).__name__}, not a dict of weights.')
+    odd = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise ValueError(f'A state dict holds tensors alone, this one also {_listed(odd)}.')
     # thop, a counter of operations, leaves its totals in the modules.
     counts = ('total_ops', 'total_params')
     weights = {
@@ -174,14 +181,12 @@ def _choose(checkpoint: Mapping[str, Any], ema: bool | None) -> tuple[dict[str, 
         for name, value in weights.items()
         if name.rpartition('.')[2] not in counts
     }
-    odd = [name for name, value in weights.items() if not isinstance(value, Tensor)]
-    if odd:
-        raise ValueError(f'A state dict holds tensors alone, this one also {_listed(odd)}.')
     return weights, ema
 
 
 def _read_source(foreign: Iterable[str]) -> str:
-    norms = {match[1] for match in map(re.compile(r'.*_rpr_.*\.(bn1?)\.').match, foreign) if match}
+    matches = filter(None, (re.search(r'_rpr_.*\.(bn1?)\.', key) for key in foreign))
+    norms = {match[1] for match in matches}
     if len(norms) == 1:
         return {'bn': 'reference code', 'bn1': 'timm'}[norms.pop()]
     # Folded, both write the same.
@@ -238,15 +243,12 @@ def _head_shapes(weights: Mapping[str, Tensor], in_channels: int) -> dict[str, t
 
 
 def _check(
-    weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], unknown: list[str]
+    weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], left_over: list[str]
 ) -> None:
     """Raise an error that lists what is left over on either side."""
     faults = []
-    if unknown:
-        faults.append(f'no place in this network for {_listed(unknown)}')
-    extra = [name for name in weights if name not in shapes]
-    if extra:
-        faults.append(f'no place in this network for {_listed(extra)} (renamed)')
+    if left_over:
+        faults.append(f'no place in this network for {_listed(left_over)}')
     missing = [name for name in shapes if name not in weights]
     if missing:
         faults.append(f'nothing for {_listed(missing)}')

@@ -131,12 +131,18 @@ def test_half_precision_becomes_single():
 @pytest.mark.parametrize('form', FORMS)
 def test_left_over_in_the_file(form):
     weights = weights_of(timm_network(0.5), form)
-    weights['blocks.3.0.attn.weight'] = weights['blocks.3.0.ghost3.bias'] = torch.zeros(1)
-    weights['blocks.12.0.conv.weight'] = torch.zeros(1)
+    added = [
+        'blocks.3.0.attn.weight',
+        'blocks.3.0.ghost3.bias',
+        'blocks.12.0.conv.weight',
+        # Of names that are right elsewhere: this block has no stride, and an identity for shortcut.
+        'blocks.2.0.conv_dw.bias',
+        'blocks.2.0.shortcut.0.weight',
+    ]
+    weights.update(dict.fromkeys(added, torch.zeros(1)))
     with pytest.raises(ValueError) as error:
         convert_checkpoint(weights)
-    for name in ('blocks.3.0.attn.weight', 'blocks.3.0.ghost3.bias', 'blocks.12.0.conv.weight'):
-        assert name in str(error.value)
+    assert f'no place in this network for {", ".join(added)}' in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +181,7 @@ def test_other_shapes():
         ({}, 'not the weights of a GhostNetV3'),
         (dict(state_dict={'backbone.stem.0.conv.weight': torch.zeros(1)}), 'hold backbone.stem'),
         (dict(epoch=3, model='x'), 'tensors alone, this one also epoch, model'),
+        (dict(state_dict=[1]), 'state_dict is a list'),
     ],
 )
 def test_something_else(checkpoint, message):
