@@ -1,11 +1,16 @@
 """The exponential moving average of a network, all tensors at once."""
 
+import weakref
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from mmengine.model import ExponentialMovingAverage
 from torch import Tensor, nn
+
+# A dict of a module's tensors, and the name of one of them.
+_Place = tuple[dict[str, Tensor | None], str]
 
 
 class FusedEMA(ExponentialMovingAverage):
@@ -33,6 +38,7 @@ class FusedEMA(ExponentialMovingAverage):
     ) -> None:
         super().__init__(model, momentum=momentum, interval=interval, update_buffers=True)
         self.gamma = gamma
+        self._pairs: tuple[weakref.ref, list[tuple[list[Tensor], list[_Place]]]] | None = None
 
     @property
     def current_momentum(self) -> float:
@@ -74,20 +80,40 @@ class FusedEMA(ExponentialMovingAverage):
             torch._foreach_copy_(averages, values)
             torch._foreach_copy_(values, kept)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has tensors of its own.
+        return {**self.__dict__, '_pairs': None}
+
     def _groups(self, model: nn.Module) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """Tensors of the average and of a network in pairs, those of one kind together.
 
-        Fused operations are fast on lists of one dtype and device only. The network is walked on
-        every call: a buffer may have been replaced by another one.
+        Fused operations are fast on lists of one dtype and device only. Walking through two
+        networks takes as long as averaging them, and so is done once. What is kept of the network
+        are the places of its tensors, since a buffer may be replaced by another one.
         """
-        groups: dict[tuple, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
-        for average, value in zip(_tensors(self.module), _tensors(model), strict=True):
-            averages, values = groups[average.dtype, average.device]
-            averages.append(average)
-            values.append(value)
-        yield from groups.values()
+        if self._pairs is None or self._pairs[0]() is not model:
+            groups: dict[tuple, tuple[list[Tensor], list[_Place]]] = defaultdict(lambda: ([], []))
+            for average, place in zip(_places(self.module), _places(model), strict=True):
+                average = _at(average)
+                averages, places = groups[average.dtype, average.device]
+                averages.append(average)
+                places.append(place)
+            self._pairs = weakref.ref(model), list(groups.values())
+        for averages, places in self._pairs[1]:
+            yield averages, [_at(place) for place in places]
 
 
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
+def _at(place: _Place) -> Tensor:
+    tensors, name = place
+    return tensors[name]
+
+
+def _places(model: nn.Module) -> Iterator[_Place]:
+    """Where the parameters and buffers of a network stand, each tensor once."""
+    seen = set()
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield tensors, name

@@ -70,6 +70,28 @@ def test_the_model_is_left_alone(model):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_a_copy_has_tensors_of_its_own(model):
+    average = FusedEMA(model, momentum=0.5)
+    average.update_parameters(model)
+    copied = copy.deepcopy(average)
+    before = copy.deepcopy(average.module.state_dict())
+    train(model)
+    copied.update_parameters(model)
+    assert all(value.equal(before[name]) for name, value in average.module.state_dict().items())
+    average.update_parameters(model)
+    for name, value in average.module.state_dict().items():
+        assert value.equal(copied.module.state_dict()[name])
+
+
+def test_another_network_of_the_same_structure(model):
+    average = FusedEMA(model, momentum=0.5)
+    average.update_parameters(model)
+    other = copy.deepcopy(model)
+    train(other)
+    average.copy_from(other)
+    assert all(v.equal(other.state_dict()[k]) for k, v in average.module.state_dict().items())
+
+
 def test_swap(model):
     average = FusedEMA(model, momentum=0.5)
     train(model)
