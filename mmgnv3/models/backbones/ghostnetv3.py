@@ -329,7 +329,16 @@ class GhostNetV3(BaseModule):
                 del state_dict[key]
         theirs = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
         ours = self.state_dict()
-        if set(theirs) & set(ours):
+        if theirs and not set(theirs) & set(ours):
+            inside = any(name.startswith('backbone.stem.') for name in theirs)
+            raise RuntimeError(
+                "The checkpoint holds a whole model; its backbone is taken by prefix='backbone.' "
+                'in init_cfg.'
+                if inside
+                else f'The checkpoint holds no GhostNetV3: its first weight is {min(theirs)}. '
+                'Public files are read by an address, see mmgnv3.weights.'
+            )
+        if theirs:
             their_form, our_form = _describe(theirs), _describe(ours)
             if their_form != our_form:
                 raise RuntimeError(

@@ -363,6 +363,18 @@ def test_checkpoint_of_another_network_is_refused(theirs, ours, message, strict,
         make_backbone(**ours, init_cfg=init_cfg).init_weights()
 
 
+def test_checkpoint_without_a_backbone_is_refused(tmp_path):
+    """A forgotten prefix, or another network: mmengine would go on with random weights."""
+    path = tmp_path / 'whole.pth'
+    source = make_backbone().state_dict()
+    torch.save({f'backbone.{key}': value for key, value in source.items()}, path)
+    with pytest.raises(RuntimeError, match="prefix='backbone.'"):
+        make_backbone(init_cfg=dict(type='Pretrained', checkpoint=str(path))).init_weights()
+    torch.save(timm.create_model('mobilenetv3_small_050').state_dict(), path)
+    with pytest.raises(RuntimeError, match='holds no GhostNetV3: its first weight is '):
+        make_backbone(init_cfg=dict(type='Pretrained', checkpoint=str(path))).init_weights()
+
+
 @pytest.mark.parametrize(
     ('channels', 'expected'),
     [(8, 8), (10.4, 12), (0.1, 4), (2.5, 4), (57.2, 56), (93.6, 92), (11, 12), (4.5, 8)],
