@@ -16,7 +16,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .depthwise_sums import correlate, map_gradient, patch_sums
+from .depthwise_correlation import correlate
+from .depthwise_sums import map_gradient, patch_moments
 
 CENTRE_BELOW = 0.04
 """Variance over mean square of the input below which sums are taken again, about the mean."""
@@ -88,8 +89,9 @@ class _DepthwiseMoments(Function):
         if x.is_contiguous():
             out = out.contiguous()
 
+        *saved, ctx.count = moments
         ctx.save_for_backward(
-            x, scale, gammas, betas, *kernels, weights, inv_std, factor, kernel, *moments
+            x, scale, gammas, betas, *kernels, weights, inv_std, factor, kernel, *saved
         )
         ctx.eps, ctx.group = eps, group
         mean, var = moments.mean.t(), moments.var.t()
@@ -116,27 +118,27 @@ class _Moments(NamedTuple):
         mean: Means of the branches, shape (C, M).
         var: Biased variances of the branches, shape (C, M).
         pull: Their kernels times the covariance of the patches, shape (C, M, 9).
-        count: Number of pixels, no dimensions.
         centre: Number that sums were taken about, shape (C,), or None for zero.
         measured: Channels whose branches were run to measure them, or None.
+        count: Number of pixels, a tensor without dimensions if it was summed over processes.
     """
 
     mu: Tensor
     mean: Tensor
     var: Tensor
     pull: Tensor
-    count: Tensor
-    centre: Tensor | None = None
-    measured: Tensor | None = None
+    centre: Tensor | None
+    measured: Tensor | None
+    count: Tensor | float
 
 
 def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of everything that :meth:`_DepthwiseMoments.forward` was given."""
-    x, scale, gammas, betas, *kernels = ctx.saved_tensors
-    weights, inv_std, factor, kernel = kernels[-11:-7]
-    moments = _Moments(*kernels[-7:])
-    kernels = kernels[:-11]
-    num_kernels = len(kernels)
+    x, scale, gammas, betas, *saved = ctx.saved_tensors
+    num_kernels = len(ctx.needs_input_grad) - 7
+    kernels = saved[:num_kernels]
+    weights, inv_std, factor, kernel, *saved = saved[num_kernels:]
+    moments = _Moments(*saved, ctx.count)
     dtype = torch.promote_types(x.dtype, torch.float32)
     maps = x.permute(0, 2, 3, 1).to(dtype).contiguous()
     grad_out = grad_out.permute(0, 2, 3, 1).to(dtype).contiguous()
@@ -153,11 +155,11 @@ def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         for branch, out in enumerate(_run_branches(maps, weights, moments.mean, index)):
             grad_factor[index, branch] = (parts * out).sum((0, 1, 2), dtype=torch.float64)
     grad_gamma = inv_std * grad_factor
-    twice_grad_var = grad_gamma * factor * inv_std * -1
+    grad_var = grad_gamma * factor * inv_std * -0.5
     if any(needs[7:]):
         rows = slice(num_kernels)
         grad_weights = factor[:, rows, None] * grad_kernel[:, None]
-        grad_weights += twice_grad_var[:, rows, None] * moments.pull[:, rows]
+        grad_weights += 2 * grad_var[:, rows, None] * moments.pull[:, rows]
         grads[7:] = [
             grad.reshape(like.shape).to(like.dtype)
             for grad, like in zip(grad_weights.unbind(1), kernels, strict=True)
@@ -171,13 +173,15 @@ def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     if needs[4]:
         grads[4] = grad_bias.t().expand(betas.shape).to(betas.dtype)
     if needs[0]:
-        # Twice the covariance's gradient, which is symmetric.
-        grad_cov = weights.transpose(1, 2) @ (twice_grad_var[:, :, None] * weights)
-        grad_mu = grad_bias[:, None] * kernel + moments.mu[:, None] @ grad_cov
-        grad_sums = torch.cat((grad_cov.flatten(1) / 2, -grad_mu[:, 0]), 1)
+        per_pixel = 1 / moments.count
+        grad_cov = weights.transpose(1, 2) @ ((grad_var * per_pixel)[:, :, None] * weights)
+        grad_mu = torch.baddbmm(
+            (grad_bias * -per_pixel)[:, None] * kernel, moments.mu[:, None], grad_cov, alpha=-2
+        )
+        grad_moments = torch.cat((grad_cov.flatten(1), grad_mu[:, 0]), 1)
         if ctx.group is not None:
-            (grad_sums,) = _sum_over(ctx.group, grad_sums)
-        grad_x = map_gradient(grad_sums / moments.count, maps, grad_out, kernel[:, 0])
+            (grad_moments,) = _sum_over(ctx.group, grad_moments)
+        grad_x = map_gradient(grad_moments, maps, grad_out, kernel[:, 0])
         grad_x = grad_x.permute(0, 3, 1, 2).to(x.dtype)
         grads[0] = grad_x.contiguous() if x.is_contiguous() else grad_x
     return tuple(grads)
@@ -196,19 +200,17 @@ def _moments(maps: Tensor, weights: Tensor, group: 'distributed.ProcessGroup | N
     can_look = maps.device.type == 'cpu' and not torch.compiler.is_compiling()
     centre = None if can_look else _sample_mean(maps)
     while True:
-        first, second, power = patch_sums(maps, centre)
-        count = first.new_tensor(maps[..., 0].numel())
+        mu, second, power = patch_moments(maps, centre)
+        count = maps[..., 0].numel()
         if group is not None:
-            first, second, power, count = _sum_over(group, first, second, power, count)
-        mu = first / count
-        spread = torch.addcmul(second / count, mu[:, :, None], mu[:, None], value=-1)
+            mu, second, power, count = _mean_over(group, count, mu, second, power)
+        spread = torch.addcmul(second, mu[:, :, None], mu[:, None], value=-1)
         pull = weights @ spread
         mean = (weights @ mu[:, :, None])[..., 0]
         var = (pull * weights).sum(2)
-        moments = _Moments(mu, mean, var, pull, count, centre)
+        moments = _Moments(mu, mean, var, pull, centre, None, count)
         if not can_look:
             break
-        power = power / count
         # What a branch's variance would be if pixels were independent and had no mean.
         white = power * weights.square().sum(2)
         if not (var < white * CENTRE_BELOW).any():
@@ -276,7 +278,7 @@ def _measure(
         moments: What is known so far.
         group: Processes that share the statistics, or None.
     """
-    mu, mean, var, pull, count, centre, index = moments
+    mu, mean, var, pull, centre, index, count = moments
     parts = maps[..., index]
     centre = None if centre is None else centre[index]
     # The shift that is taken off has single precision, as the outputs have.
@@ -290,6 +292,13 @@ def _measure(
         var[index, branch] = square / count - rest.square()
         pull[index, branch] = sums[:, :9] / count - rest[:, None] * mu[index]
         mean[index, branch] += rest
+
+
+def _mean_over(group: 'distributed.ProcessGroup', count: int, *means: Tensor) -> tuple[Tensor, ...]:
+    """Means over the processes of a group, from those of each and its count; the sum of counts."""
+    total = means[0].new_tensor(float(count))
+    *sums, total = _sum_over(group, *(mean * total for mean in means), total)
+    return *(value / total for value in sums), total
 
 
 def _sum_over(group: 'distributed.ProcessGroup', *values: Tensor) -> list[Tensor]:

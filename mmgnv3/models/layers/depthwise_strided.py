@@ -19,7 +19,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .depthwise_sums import MAX_PIXELS, cached_images, weight_gradient
+from .depthwise_correlation import MAX_PIXELS, cached_images, weight_gradient
 
 
 def depthwise_strided(

@@ -9,192 +9,12 @@ outermost rows, columns and corners alone. This module takes those few sums with
 CPUs are good at, maps them to the moments by one constant matrix, and applies the adjoint.
 """
 
-from collections.abc import Iterator
-from itertools import product
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TAPS = tuple(product((-1, 0, 1), repeat=2))
-"""Offsets (row, column) of a 3 x 3 kernel's weights, in their order in memory."""
-
-MAX_PIXELS = 32768
-"""Longest sum in single precision; longer ones are split and added in double precision."""
-
-MAX_BYTES = 2**22
-"""Size of intermediate maps that a cache holds, and that need no new memory from the system."""
-
-_EDGES = ((0, 1), (0, -1), (1, 1), (1, -1))
-"""Top, bottom, left and right edge as (axis, coordinate along it of every tap that a ring output
-beyond that edge shares with the map)."""
-_CORNERS = tuple(product((1, -1), repeat=2))
-"""Top left, top right, bottom left, bottom right as the one tap a ring output shares."""
-_RANGES = ((0, 0), (1, 0), (2, 0), (0, 1), (0, 2))
-"""How many lines at both ends of an axis two taps together can miss."""
-
-# Places of the sums: 5 x 3 lags, total; 4 x 5 lags along the edges, their totals; corner values,
-# their squares.
-_LAGS, _TOTAL, _EDGE, _EDGE_TOTAL, _CORNER, _SQUARE, _NUM_SUMS = 0, 15, 16, 36, 40, 44, 48
-_NUM_MOMENTS = 81 + 9
-
-
-def _lag_index(lag: tuple[int, int]) -> int:
-    row, column = lag if lag[1] >= 0 else (-lag[0], -lag[1])
-    return _LAGS + (row + 2) * 3 + column
-
-
-def _moment_matrix() -> Tensor:
-    """The constant matrix from sums to moments, shape (48, 81 + 9)."""
-    matrix = torch.zeros(_NUM_SUMS, _NUM_MOMENTS, dtype=torch.float64)
-    for i, tap in enumerate(TAPS):
-        first = 81 + i
-        matrix[_TOTAL, first] = 1
-        for j, other in enumerate(TAPS):
-            lag = (other[0] - tap[0], other[1] - tap[1])
-            second = 9 * i + j
-            matrix[_lag_index(lag), second] = 1
-            for edge, (axis, offset) in enumerate(_EDGES):
-                if tap[axis] == other[axis] == offset:
-                    matrix[_EDGE + 5 * edge + lag[1 - axis] + 2, second] -= 1
-        for edge, (axis, offset) in enumerate(_EDGES):
-            if tap[axis] == offset:
-                matrix[_EDGE_TOTAL + edge, first] -= 1
-        # The ring's corners lie beyond two edges and were taken off twice.
-        if tap in _CORNERS:
-            matrix[_CORNER + _CORNERS.index(tap), first] += 1
-            matrix[_SQUARE + _CORNERS.index(tap), 10 * i] += 1
-    return matrix
-
-
-def _stencil_matrix() -> Tensor:
-    """The adjoint of the moments: from their gradient to stencils on the map, shape (90, 58).
-
-    A lag sum's gradient is the map moved by the lag in both directions, a square's is twice the
-    value, a total's is one. Columns: 5 x 5 stencil, constant; for the four edges stencils of 5 and
-    constants; for the four corners constants and factors.
-    """
-    fold = torch.zeros(_NUM_SUMS, 58, dtype=torch.float64)
-    for row, column in product(range(-2, 3), range(3)):
-        for sign in (1, -1):
-            fold[_lag_index((row, column)), (sign * row + 2) * 5 + sign * column + 2] += 1
-    fold[_TOTAL, 25] = 1
-    for edge, lag in product(range(4), range(5)):
-        first = 5 * edge
-        fold[_EDGE + first + lag, 26 + first + lag] += 1
-        fold[_EDGE + first + lag, 26 + first + 4 - lag] += 1
-    for place in range(4):
-        fold[_EDGE_TOTAL + place, 46 + place] = 1
-        fold[_CORNER + place, 50 + place] = 1
-        fold[_SQUARE + place, 54 + place] = 2
-    return _moment_matrix().t() @ fold
-
-
-def _missing_lines() -> Tensor:
-    """For taps t, t': which of the 5 x 5 rectangles p + t covers while p and p + t' are inside."""
-
-    def place(tap: int, other: int) -> int:
-        return _RANGES.index((max(0, tap, tap - other), max(0, -tap, other - tap)))
-
-    return torch.tensor([place(t[1], o[1]) * 5 + place(t[0], o[0]) for t in TAPS for o in TAPS])
-
-
-_MOMENTS = _moment_matrix()
-_STENCILS = _stencil_matrix()
-_RECTANGLES = _missing_lines()
-_ALONE = slice(4, None, 9)
-"""Places of the pairs (t, 0) among the pairs of taps."""
-
-
-def weight_gradient(grad: Tensor, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Depthwise correlation of two maps and the sum of the first, over batch and pixels.
-
-    The weight gradient of a depthwise convolution of stride 1 whose output is as large as its
-    input. oneDNN is fast at kernels of up to 5 rows and 3 columns.
-
-    Args:
-        grad: Map of shape (B, C, H, W).
-        x: Map of the same shape.
-        size: Kernel size, odd (rows, columns).
-
-    Returns:
-        ``sum grad(p) x(p + tap)`` for every tap, shape (C, rows * columns), and ``sum grad``,
-        shape (C, 1).
-    """
-    channels = x.shape[1]
-    weight, bias = torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        x.new_empty(channels, 1, *size),
-        [channels],
-        [1, 1],
-        [size[0] // 2, size[1] // 2],
-        [1, 1],
-        False,
-        [0, 0],
-        channels,
-        [False, True, True],
-    )[1:]
-    return weight.view(channels, -1), bias[:, None]
-
-
-def pieces(grad: Tensor, x: Tensor, reach: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut a correlation of two maps into parts that are short enough for single precision.
-
-    Whole images where they are small; otherwise bands of rows, and what x reaches beyond them
-    stands against zeros.
-
-    Args:
-        grad: Map of shape (B, H, W, C).
-        x: Map of the same shape.
-        reach: How many rows apart two correlated pixels can be.
-
-    Yields:
-        Pairs of maps whose correlations add up to that of the whole maps.
-    """
-    batch, height, width = x.shape[:3]
-    images = MAX_PIXELS // (height * width)
-    if images >= batch:
-        yield grad, x
-        return
-    if images:
-        for part in zip(grad.split(images), x.split(images), strict=True):
-            # The same map twice stays one.
-            yield part if grad is not x else (part[1], part[1])
-        return
-    rows = max(1, MAX_PIXELS // width)
-    for image, start in product(range(batch), range(0, height, rows)):
-        above, below = min(start, reach), max(0, min(height - start - rows, reach))
-        band = grad[image : image + 1, start : start + rows]
-        yield (
-            F.pad(band, (0, 0, 0, 0, above, below)),
-            x[image : image + 1, start - above : start + rows + below],
-        )
-
-
-def correlate(grad: Tensor, x: Tensor, centre: Tensor | None = None) -> Tensor:
-    """Sums of ``grad(p) x(p + tap)`` over all pixels for the taps of a 3 x 3 kernel, and of grad.
-
-    Args:
-        grad: Map of shape (B, H, W, C).
-        x: Map of the same shape.
-        centre: See :func:`patch_sums`; the result does not depend on it.
-
-    Returns:
-        Shape (C, 10), float64.
-    """
-    total = None
-    for here, there in pieces(grad, x, 1):
-        there = there if centre is None else there - centre
-        parts = weight_gradient(here.permute(0, 3, 1, 2), there.permute(0, 3, 1, 2), (3, 3))
-        parts = torch.cat(parts, 1).double()
-        total = parts if total is None else total.add_(parts)
-    if centre is not None:
-        alone = _rectangle_sums(grad)[_ALONE].t()
-        # x(p + tap) is inside for the pixels p that lie in the rectangle of the opposite tap.
-        centred = total[:, :9] + centre.double()[:, None] * alone.flip(1)
-        total = torch.cat((centred, alone[:, 4:5]), 1)
-    return total
+from .depthwise_correlation import cached_images, pieces, rectangle_sums, weight_gradient
+from .depthwise_matrices import ALONE, MOMENTS, STENCILS
 
 
 def ends(x: Tensor, dim: int) -> Tensor:
@@ -271,8 +91,8 @@ class _Signal:
         return self.here, self.moved
 
 
-def patch_sums(x: Tensor, centre: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """First and second moments of the zero-padded 3 x 3 patches of a map, as sums.
+def patch_moments(x: Tensor, centre: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """First and second moments of the zero-padded 3 x 3 patches of a map.
 
     Args:
         x: Map of shape (B, H, W, C), contiguous, of at least single precision.
@@ -281,8 +101,8 @@ def patch_sums(x: Tensor, centre: Tensor | None = None) -> tuple[Tensor, Tensor,
             means zero and saves a pass and a few sums.
 
     Returns:
-        Sum of ``patch``, shape (C, 9); sum of ``patch patch^T``, shape (C, 9, 9); and the sum of
-        squares that was taken in single precision, shape (C, 1), to which rounding errors are
+        Mean of ``patch``, shape (C, 9); mean of ``patch patch^T``, shape (C, 9, 9); and the mean
+        square whose sum was taken in single precision, shape (C, 1), to which rounding errors are
         relative. All float64.
     """
     if centre is not None:
@@ -311,27 +131,12 @@ def patch_sums(x: Tensor, centre: Tensor | None = None) -> tuple[Tensor, Tensor,
     ).double()
     for more in lags[1:]:
         sums[:, :16] += torch.cat(more, 1)
-    moments = sums @ _MOMENTS.to(x.device)
+    sums *= 1 / x[..., 0].numel()
+    moments = sums @ MOMENTS.to(x.device)
     first, second = moments[:, 81:], moments[:, :81]
     if centre is not None:
         first, second = _uncentred(x, centre, second)
     return first, second.unflatten(1, (9, 9)), sums[:, 6:7]
-
-
-def _rectangle_sums(x: Tensor) -> Tensor:
-    """Sums of x(p + t) over the p with p + t' inside, for all pairs of taps (t, t').
-
-    Args:
-        x: Map of shape (B, H, W, C).
-
-    Returns:
-        Shape (81, C), float64.
-    """
-    height, width = x.shape[1:3]
-    x = x.sum(0, dtype=torch.float64)
-    rows = torch.stack([x[a : height - b].sum(0) for a, b in _RANGES])
-    sums = torch.stack([rows[:, a : width - b].sum(1) for a, b in _RANGES])
-    return sums.flatten(0, 1)[_RECTANGLES.to(x.device)]
 
 
 def _uncentred(u: Tensor, centre: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -343,31 +148,27 @@ def _uncentred(u: Tensor, centre: Tensor, second: Tensor) -> tuple[Tensor, Tenso
     Args:
         u: Map of shape (B, H, W, C).
         centre: Shape (C,).
-        second: Sum of the products of u's patches, shape (C, 81).
+        second: Mean of the products of u's patches, shape (C, 81).
     """
-    batch, height, width, channels = u.shape
-    count = _rectangle_sums(u.new_ones(1, height, width, 1)).t() * batch
-    sums = _rectangle_sums(u).t()
+    height, width, channels = u.shape[1:]
+    count = rectangle_sums(u.new_ones(1, height, width, 1)).t() / (height * width)
+    sums = rectangle_sums(u).t() / u[..., 0].numel()
     centre = centre.double()[:, None]
     cross = sums.view(channels, 9, 9)
     cross = (cross + cross.transpose(1, 2)).flatten(1)
-    first = sums[:, _ALONE] + centre * count[:, _ALONE]
+    first = sums[:, ALONE] + centre * count[:, ALONE]
     return first, second + centre * cross + centre.square() * count
 
 
-def cached_images(x: Tensor) -> int:
-    """How many images of a map of shape (B, H, W, C) stay within ``MAX_BYTES``, at least one."""
-    return max(1, MAX_BYTES // (x[0].numel() * x.element_size()))
-
-
 def map_gradient(grad: Tensor, x: Tensor, grad_out: Tensor, kernel: Tensor) -> Tensor:
-    """Gradient of a map through :func:`patch_sums` and through a 3 x 3 convolution.
+    """Gradient of a map through :func:`patch_moments` and through a 3 x 3 convolution.
 
     The first is one depthwise 5 x 5 convolution of the map, one of its outermost lines, and the
     corners.
 
     Args:
-        grad: Gradients of the second moments and of the first, shape (C, 9 * 9 + 9), float64.
+        grad: Gradients of the second moments and of the first, shape (C, 9 * 9 + 9), float64,
+            over the number of pixels.
         x: The map, shape (B, H, W, C), contiguous.
         grad_out: Gradient of the convolution's output, of the same shape and dtype.
         kernel: Kernel of the convolution, shape (C, 9).
@@ -376,7 +177,7 @@ def map_gradient(grad: Tensor, x: Tensor, grad_out: Tensor, kernel: Tensor) -> T
         Gradient of x.
     """
     height, width, channels = x.shape[1:]
-    stencils = (grad @ _STENCILS.to(x.device)).to(x.dtype)
+    stencils = (grad @ STENCILS.to(x.device)).to(x.dtype)
     inner, edges, corners = stencils.split((26, 24, 8), 1)
     inner, constant = inner[:, :25].reshape(channels, 1, 5, 5), inner[:, 25].contiguous()
     kernel = kernel.flip(1).to(x.dtype).view(channels, 1, 3, 3)

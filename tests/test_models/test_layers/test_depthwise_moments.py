@@ -5,8 +5,8 @@ import torch
 from torch import distributed
 from torch.nn import functional as F
 
+from mmgnv3.models.layers import depthwise_correlation as correlation
 from mmgnv3.models.layers import depthwise_moments as module
-from mmgnv3.models.layers import depthwise_sums as sums
 from mmgnv3.models.layers.depthwise_moments import depthwise_moments
 from tests.test_models.test_layers.depthwise import (
     Branches,
@@ -196,14 +196,14 @@ def test_long_sums_are_split(monkeypatch):
 
     split = error()
     assert split < 2e-5
-    monkeypatch.setattr(sums, 'MAX_PIXELS', 10**9)
+    monkeypatch.setattr(correlation, 'MAX_PIXELS', 10**9)
     assert error() > 2 * split
 
 
 @pytest.mark.parametrize('max_pixels', [1, 30, 60, 130])
 def test_pieces_add_up(max_pixels, monkeypatch):
     """Bands of rows in an image, whole images, and an incomplete last piece."""
-    monkeypatch.setattr(sums, 'MAX_PIXELS', max_pixels)
+    monkeypatch.setattr(correlation, 'MAX_PIXELS', max_pixels)
     branches = make_branches((3, 4, 7, 8), with_identity=True, dtype=torch.float32)
     assert_close(compare(branches), 1e-5, 1e-4)
 
@@ -215,9 +215,10 @@ def test_compiles_without_graph_breaks():
     assert_close(differences(compiled, branches, True, EPS), 2e-5, 1e-4)
 
 
-def test_statistics_over_several_processes(monkeypatch):
+@pytest.mark.parametrize('mean', [0, 100])
+def test_statistics_over_several_processes(mean, monkeypatch):
     """Two threads play two processes; together they must equal the whole batch."""
-    whole = make_branches((5, 4, 6, 7), with_identity=True)
+    whole = make_branches((5, 4, 6, 7), with_identity=True, mean=mean)
     weight = torch.randn(whole.x.shape, generator=torch.Generator().manual_seed(1)).double()
     barrier, messages, results = threading.Barrier(2, timeout=60), {}, {}
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from mmgnv3.models.layers import depthwise_correlation as correlation
 from mmgnv3.models.layers import depthwise_strided as module
-from mmgnv3.models.layers import depthwise_sums as sums
 from mmgnv3.models.layers.depthwise_strided import depthwise_strided
 from tests.test_models.test_layers.depthwise import (
     Branches,
@@ -69,7 +69,7 @@ def test_half_precision(dtype, limit):
 @pytest.mark.parametrize('kernel_size', [3, 5])
 def test_images_come_in_parts(kernel_size, max_bytes, monkeypatch):
     """Parts of one image, of two, an incomplete last one; for weight gradients too."""
-    monkeypatch.setattr(sums, 'MAX_BYTES', max_bytes)
+    monkeypatch.setattr(correlation, 'MAX_BYTES', max_bytes)
     monkeypatch.setattr(module, 'MAX_PIXELS', 45)
     branches = make_branches((5, 4, 9, 8), kernel_size, dtype=torch.float32)
     assert len(module._parts(module._prepare(branches.x))) == (5 if max_bytes == 1 else 3)
