@@ -1,4 +1,4 @@
-"""The distribution `mmgnv3`: metadata, extras, and the configs and tools that the wheel carries."""
+"""The distribution `mmgnv3`: metadata, extras, and what mim looks for in the wheel."""
 
 import re
 import shutil
@@ -35,14 +35,14 @@ def requirements(name: str) -> list[str]:
 
 
 class BuildWithMim(build_py):
-    """Puts ``configs`` and ``tools`` into ``mmgnv3/.mim``, where mim looks for them.
+    """Puts ``configs``, ``tools`` and ``model-index.yml`` into ``mmgnv3/.mim``, mim's place.
 
-    Copies, not links: a wheel cannot hold links. An editable install needs neither, mim then finds
-    both in the checkout.
+    Copies, not links: a wheel cannot hold links. An editable install needs none of it, mim then
+    looks into the checkout.
     """
 
     def run(self) -> None:
-        """Build the package, then add the two trees."""
+        """Build the package, then add them."""
         super().run()
         if self.editable_mode:
             return
@@ -53,6 +53,7 @@ class BuildWithMim(build_py):
             shutil.copytree(
                 ROOT / folder, target, ignore=shutil.ignore_patterns('__pycache__', 'setup_env.py')
             )
+        shutil.copy(ROOT / 'model-index.yml', target.parent)
 
 
 setup(

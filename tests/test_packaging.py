@@ -17,7 +17,14 @@ import mmgnv3
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ('configs', 'mmgnv3', 'requirements', 'tests', 'tools')
-FILES = ('LICENSE', 'MANIFEST.in', 'README.md', 'pyproject.toml', 'setup.py')
+FILES = (
+    'LICENSE',
+    'MANIFEST.in',
+    'README.md',
+    'model-index.yml',
+    'pyproject.toml',
+    'setup.py',
+)
 OPENMMLAB = re.compile(r'(onedl-)?(mm(cv|engine|det|detection|pretrain)|mim|openmim)(-.*)?')
 
 
@@ -79,6 +86,7 @@ def test_wheel_contents(wheel):
     for folder in ('configs', 'tools'):
         paths = (path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob('*.py'))
         expected |= {f'mmgnv3/.mim/{path}' for path in paths if path != 'tools/setup_env.py'}
+    expected |= {'mmgnv3/.mim/model-index.yml', 'mmgnv3/.mim/configs/ghostnetv3/metafile.yml'}
     assert {name for name in names if '.dist-info/' not in name} == expected
     assert any(name.endswith('.dist-info/licenses/LICENSE') for name in names)
 
