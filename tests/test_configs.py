@@ -4,6 +4,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import mmengine
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -174,6 +175,18 @@ def test_cifar_network_without_branches(name):
     assert plain.backbone.out_channels == branches.backbone.out_channels
     convs = [m for m in plain.backbone.modules() if isinstance(m, nn.Conv2d)]
     assert len(convs) < len([m for m in branches.backbone.modules() if isinstance(m, nn.Conv2d)])
+
+
+def test_model_index_is_true():
+    models = []
+    for metafile in mmengine.load(ROOT / 'model-index.yml')['Import']:
+        models += mmengine.load(ROOT / metafile)['Models']
+    assert models
+    for entry in models:
+        model = build_classifier(read((ROOT / entry['Config']).stem))
+        params = sum(parameter.numel() for parameter in model.parameters())
+        assert params == entry['Metadata']['Parameters']
+        assert entry['Weights'].endswith('.pth.tar')
 
 
 # Grids of the paper, by options of the two recipes: what an option does to the built parts.

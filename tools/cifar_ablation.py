@@ -5,7 +5,7 @@ interrupted call goes on where it was when it is repeated. The raw and the avera
 every run are both evaluated, so that EMA needs no runs of its own.
 
     python tools/cifar_ablation.py                      # 200 epochs on all images: for a GPU
-    python tools/cifar_ablation.py --epochs 4 --num-train 5000 --num-test 2000 --workers 0
+    python tools/cifar_ablation.py --epochs 4 --num-train 3000 --num-test 1000 --workers 0
 
 The environment variable CIFAR10_ROOT names an image folder, see
 configs/_base_/datasets/cifar10_bs128.py; without it mmpretrain downloads CIFAR-10 to data/cifar10.

@@ -1,4 +1,4 @@
-# The paper's recipe: all of the config below, and distillation from BEiTV2-B.
+# The paper's recipe, whole: with distillation from BEiTV2-B.
 _base_ = [
     './ghostnetv3-1x0_8xb256-600e_in1k.py',
     '../_base_/teachers/beitv2-base.py',

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, RUNNERS, DefaultScope
+from torch import nn
 
 from mmgnv3.utils import replacing
 from mmgnv3.utils.machine import describe_machine
@@ -90,6 +92,24 @@ class Result:
     epochs: int
     machine: str
     settings: dict[str, Any]
+
+
+@RUNNERS.register_module()
+class AblationRunner(ProgressRunner):
+    """A runner that shows progress, and whose networks see batches in channels_last.
+
+    On a CPU that takes a third off the time of the student and of the teacher.
+    """
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wrap the model as every runner does, after its preprocessor was given the last word."""
+        model.data_preprocessor.register_forward_hook(_to_channels_last)
+        return super().wrap_model(model_wrapper_cfg, model)
+
+
+def _to_channels_last(preprocessor: nn.Module, arguments: tuple, data: dict) -> dict:
+    inputs = data['inputs'].contiguous(memory_format=torch.channels_last)
+    return {**data, 'inputs': inputs}
 
 
 def run_ablation(
@@ -206,7 +226,7 @@ def _run(
     options: dict[str, Any],
 ) -> Result:
     options = {
-        'runner_type': ProgressRunner.__name__,
+        'runner_type': AblationRunner.__name__,
         # mmengine tells the runs of one process apart by this name.
         'experiment_name': f'{cell}_seed{seed}_{time.time_ns()}',
         'randomness.seed': seed,
@@ -232,7 +252,13 @@ def _run(
 
     run_dir = _run_dir(work_dir, cell, seed)
     start = time.monotonic()
-    train(str(config), work_dir=str(run_dir), resume='auto', cfg_options=options)
+    train(
+        str(config),
+        work_dir=str(run_dir),
+        resume='auto' if run_dir.exists() else None,
+        no_pin_memory=get_device() == 'cpu',
+        cfg_options=options,
+    )
     curve = _read_curve(run_dir)
     _, top1, top1_raw = curve[-1]
     return Result(
@@ -310,7 +336,7 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def _label(cell: str) -> str:
-    return CELLS[cell][1] if cell in CELLS else f'teacher ({TEACHER})'
+    return CELLS[cell][1] if cell in CELLS else f'teacher, {TEACHER}'
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:

@@ -48,6 +48,7 @@ def draw_ablation(
     left.set(title='after training: raw (hollow) and averaged weights', ylabel='top-1, %')
     left.set_xticks(range(len(groups)), [name.replace(', ', ',\n') for name in groups], fontsize=8)
     right.set(title='averaged weights, mean of the seeds', xlabel='epoch', ylabel='top-1, %')
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         axes.grid(alpha=0.3)
