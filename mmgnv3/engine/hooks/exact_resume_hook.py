@@ -90,7 +90,15 @@ class ExactResumeHook(Hook):
                 f'weights, and this one is {"" if has else "not "}. Resume with custom_hooks as '
                 'they were, or start a new run from its weights with load_from.'
             )
-        saved, teacher = checkpoint['meta'].get(_META), _describe_teacher(model)
+        if _META not in checkpoint['meta']:
+            print_log(
+                'The checkpoint was written without an ExactResumeHook. Whether its run had the '
+                'same teacher and drew the same random numbers is not known.',
+                'current',
+                logging.WARNING,
+            )
+            return
+        saved, teacher = checkpoint['meta'][_META], _describe_teacher(model)
         if saved != teacher:
             raise ValueError(
                 f'The run that wrote the checkpoint had {_in_words(saved)}, and this one has '
@@ -138,6 +146,7 @@ class ExactResumeHook(Hook):
             if hasattr(sampler, 'seed'):
                 sampler.seed = self._seed
         self._init_worker = loop.dataloader.worker_init_fn
+        self._teacher = _describe_teacher(runner.model)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed this process and the workers that the epoch will start."""
@@ -161,10 +170,7 @@ class ExactResumeHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save what the teacher was."""
-        if self._teacher is None:
-            self._teacher = _describe_teacher(runner.model)
-        if self._teacher is not None:
-            checkpoint['meta'][_META] = self._teacher
+        checkpoint['meta'][_META] = self._teacher
 
 
 def _seed_everything(*key: int) -> None:

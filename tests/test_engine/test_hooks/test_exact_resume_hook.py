@@ -203,8 +203,8 @@ def test_accumulated_gradients_that_are_in_no_checkpoint(folder, caplog):
 
 
 def test_a_checkpoint_written_without_the_hook_can_be_resumed(folder):
-    make_runner(folder / 'plain.py', 'work', [EMA], train_cfg__max_epochs=1).train()
-    resume(folder, 'work/epoch_1.pth', config='plain.py')
+    make_runner(folder / 'distilled.py', 'work', [EMA], train_cfg__max_epochs=1).train()
+    resume(folder, 'work/epoch_1.pth')
     assert (folder / 'work/epoch_3.pth').exists()
 
 
