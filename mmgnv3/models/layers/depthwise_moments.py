@@ -281,8 +281,6 @@ def _measure(
     mu, mean, var, pull, centre, index, count = moments
     parts = maps[..., index]
     centre = None if centre is None else centre[index]
-    # The shift that is taken off has single precision, as the outputs have.
-    mean[index] = mean[index].to(maps.dtype).double()
     for branch, out in enumerate(_run_branches(maps, weights, mean, index)):
         sums = correlate(out, parts, centre)
         square = out.double().square().sum((0, 1, 2))
@@ -291,7 +289,6 @@ def _measure(
         rest = sums[:, 9] / count
         var[index, branch] = square / count - rest.square()
         pull[index, branch] = sums[:, :9] / count - rest[:, None] * mu[index]
-        mean[index, branch] += rest
 
 
 def _mean_over(group: 'distributed.ProcessGroup', count: int, *means: Tensor) -> tuple[Tensor, ...]:

@@ -74,17 +74,20 @@ class _DepthwiseStrided(Function):
         branch_var = var * weight.square()
         inv_std = (branch_var + eps).rsqrt()
         factor = gammas * inv_std * weight
-        bias = (betas - factor * mean).sum(0).to(maps.dtype)
-        out = bias
-        for branch, part in zip(branches, factor.to(maps.dtype), strict=True):
-            out = torch.addcmul(bias, branch, part) if out is bias else out.addcmul_(branch, part)
+        # As (B, C, H, W) from here: a result that is a view could not be changed in place.
+        bias = (betas - factor * mean).sum(0).to(maps.dtype)[:, None, None]
+        out = None
+        for branch, part in zip(branches, factor.to(maps.dtype)[..., None, None], strict=True):
+            branch = branch.permute(0, 3, 1, 2)
+            out = torch.addcmul(bias, branch, part) if out is None else out.addcmul_(branch, part)
+        out = out.to(x.dtype)
 
         ctx.save_for_backward(x, scale, gammas, betas, *kernels, *outs, weight, mean, inv_std)
         ctx.stride, ctx.eps = stride, eps
         mean = mean * weight
         ctx.mark_non_differentiable(mean, branch_var)
         ctx.set_materialize_grads(False)
-        return _finish(out, x), mean, branch_var
+        return out.contiguous() if x.is_contiguous() else out, mean, branch_var
 
     @staticmethod
     @once_differentiable

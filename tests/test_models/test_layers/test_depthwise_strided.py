@@ -85,6 +85,14 @@ def test_keeps_the_memory_format(memory_format):
     assert grad.is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize('memory_format', FORMATS)
+def test_output_can_be_changed_in_place(memory_format):
+    branches = make_branches((2, 4, 6, 5), memory_format=memory_format)
+    (expected,) = torch.autograd.grad(run(branches)[0].relu().sum(), branches.x)
+    (grad,) = torch.autograd.grad(run(branches)[0].relu_().sum(), branches.x)
+    assert torch.equal(grad, expected)
+
+
 def test_input_that_is_a_slice():
     branches = make_branches((3, 8, 9, 9))
     part = branches._replace(x=branches.x.detach()[:, :, 2:8, 1:].requires_grad_())
