@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from .gated_concat import gated_concat
 from .multi_branch_conv import BranchConfig, MultiBranchConv2d
+from .pointwise_algebra import statistics_dtype
 
 
 def make_divisible(channels: float, divisor: int = 4) -> int:
@@ -157,7 +158,9 @@ class SELayer(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Weigh the channels of (B, channels, H, W)."""
-        squeezed = x.mean((2, 3), keepdim=True)
+        # Not ``mean``: its way back writes a whole map, and one that is not channels_last.
+        total = x.sum((2, 3), keepdim=True, dtype=statistics_dtype(x))
+        squeezed = (total / (x.shape[2] * x.shape[3])).to(x.dtype)
         return x * self.gate(self.expand(self.act(self.reduce(squeezed))))
 
 

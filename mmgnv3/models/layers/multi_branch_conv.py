@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
 from .depthwise_moments import depthwise_moments
+from .depthwise_strided import depthwise_strided
 from .norms import affine_maps, build_norm, process_group, update_running_statistics
 from .pointwise_algebra import sum_over_ranks
 from .pointwise_moments import pointwise_moments
@@ -196,7 +197,10 @@ class MultiBranchConv2d(BaseModule):
             result = stacked_branches(x, kernels, self.stride, *shared)
         else:
             scale = None if self.scale is None else self.scale.conv.weight
-            result = depthwise_moments(x, kernels, scale, with_identity, *shared)
+            if self.stride == (1, 1):
+                result = depthwise_moments(x, kernels, scale, with_identity, *shared)
+            else:
+                result = depthwise_strided(x, kernels, scale, self.stride, *shared[:3])
         out, means, variances = result
         count = self.count_pixels(x)
         if group is not None:

@@ -60,13 +60,16 @@ def fuse_conv_norm(kernel: Tensor, bias: Tensor | None, norm: nn.Module) -> tupl
 
 
 def are_alike(norms: Sequence[nn.Module]) -> bool:
-    """Whether norms are torch's own and differ in nothing but their tensors.
+    """Whether norms compute what torch's own do and differ in nothing but their tensors.
 
     Only then may they be computed together. A user can put some of them into eval mode, or give
     one another momentum.
     """
     first = norms[0]
-    return type(first) in (nn.BatchNorm2d, nn.SyncBatchNorm) and all(
+    # Subclasses such as mmengine's SyncBatchNorm only check their input in another way.
+    forward = type(first).forward
+    is_known = forward is nn.BatchNorm2d.forward or forward is nn.SyncBatchNorm.forward
+    return is_known and all(
         type(norm) is type(first)
         and norm.training == first.training
         and norm.eps == first.eps

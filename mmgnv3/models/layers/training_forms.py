@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .norms import are_alike, process_group
+from .pointwise_algebra import is_channels_last
 
 if TYPE_CHECKING:
     from .multi_branch_conv import MultiBranchConv2d
@@ -25,7 +26,16 @@ if TYPE_CHECKING:
 TRAINING_FORMS = ('auto', 'plain', 'moments', 'stacked', 'depthwise')
 
 # Kernel sizes and strides that the depthwise form is written for.
-DEPTHWISE_GEOMETRIES = (((3, 3), (1, 1)),)
+DEPTHWISE_GEOMETRIES = (((3, 3), (1, 1)), ((3, 3), (2, 2)), ((5, 5), (2, 2)))
+
+# Below this many output pixels in a batch, the small matrices and the calls cost more than the
+# branches (measured on two CPU cores, 1.0x, batches of 2 to 16).
+MIN_PIXELS = 512
+
+# The same for depthwise units of stride 1, in numbers of the input. oneDNN's batch norms are fast
+# for channels in eights that lie side by side, and several times slower for others.
+MIN_DEPTHWISE_NUMBERS = 50_000
+MIN_DEPTHWISE_NUMBERS_IN_EIGHTS = 200_000
 
 _forced: str | None = None
 
@@ -38,9 +48,10 @@ def supported_forms(unit: 'MultiBranchConv2d') -> tuple[str, ...]:
             forms.append('moments')
         if unit.scale is None and unit.identity is None:
             forms.append('stacked')
-    if len(unit.norms) > 1 and unit.groups == unit.in_channels == unit.out_channels > 1:
-        if (unit.kernel_size, unit.stride) in DEPTHWISE_GEOMETRIES:
-            forms.append('depthwise')
+    is_depthwise = unit.groups == unit.in_channels == unit.out_channels > 1
+    known = (unit.kernel_size, unit.stride) in DEPTHWISE_GEOMETRIES
+    if len(unit.norms) > 1 and is_depthwise and known:
+        forms.append('depthwise')
     return tuple(forms)
 
 
@@ -62,20 +73,37 @@ def choose_form(unit: 'MultiBranchConv2d', x: Tensor) -> str:
         return 'folded'
     # One value a channel has no variance: torch's own message says so.
     pixels = unit.count_pixels(x)
-    if pixels < 2 or (torch.compiler.is_compiling() and process_group(norms) is not None):
+    if pixels < 2 or (process_group(norms) is not None and not _can_synchronize(unit)):
         return 'plain'
     supported = supported_forms(unit)
     if asked != 'auto' and asked in supported:
         return asked
+    if pixels < MIN_PIXELS:
+        return 'plain'
     if 'depthwise' in supported:
-        # Its sums are arranged for a CPU's convolutions; elsewhere the branches are run.
-        return 'depthwise' if x.device.type == 'cpu' else 'plain'
+        return 'depthwise' if _depthwise_pays(unit, x) else 'plain'
     if 'moments' not in supported:
         return 'stacked' if 'stacked' in supported else 'plain'
     if 'stacked' not in supported:
         return 'moments'
     costs = [_multiplications(unit, form, pixels) for form in ('moments', 'stacked')]
     return 'moments' if costs[0] < costs[1] else 'stacked'
+
+
+def _depthwise_pays(unit: 'MultiBranchConv2d', x: Tensor) -> bool:
+    # The sums are arranged for a CPU's convolutions.
+    if x.device.type != 'cpu':
+        return False
+    if unit.stride != (1, 1):
+        return True
+    in_eights = unit.in_channels % 8 == 0 and is_channels_last(x)
+    return x.numel() >= (MIN_DEPTHWISE_NUMBERS_IN_EIGHTS if in_eights else MIN_DEPTHWISE_NUMBERS)
+
+
+def _can_synchronize(unit: 'MultiBranchConv2d') -> bool:
+    """Whether a unit's joint form can take statistics over several processes."""
+    strided = unit.groups > 1 and unit.stride != (1, 1)
+    return not strided and not torch.compiler.is_compiling()
 
 
 def _multiplications(unit: 'MultiBranchConv2d', form: str, pixels: int) -> int:
