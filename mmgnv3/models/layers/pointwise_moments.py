@@ -81,18 +81,18 @@ class _PointwiseMoments(torch.autograd.Function):
         # there the sums are centred from the start.
         can_look = x.device.type == 'cpu' and not torch.compiler.is_compiling()
         count, mean, covariance = _input_moments(x, group, centred=not can_look)
-        means, variances = _branch_moments(weight, mean, covariance)
+        means, variances, spread = _branch_moments(weight, mean, covariance)
         if can_look and dtype != torch.float64 and _cancels(weight, mean, covariance, variances):
             count, mean, covariance = _input_moments(x.double(), group, centred=True)
-            means, variances = _branch_moments(weight.double(), mean, covariance)
-        mean, covariance, means, variances = (
-            moment.to(dtype) for moment in (mean, covariance, means, variances)
+            means, variances, spread = _branch_moments(weight.double(), mean, covariance)
+        mean, means, variances, spread = (
+            moment.to(dtype) for moment in (mean, means, variances, spread)
         )
         rstd = (variances + eps).rsqrt()
         scale = gammas.to(dtype) * rstd
         bias = (betas.to(dtype) - scale * means).sum(0)
         out = multiply_channels(x, _merge(scale, weight), bias)
-        ctx.save_for_backward(x, gammas, mean, covariance, rstd, *kernels)
+        ctx.save_for_backward(x, gammas, mean, spread, rstd, *kernels)
         ctx.with_identity, ctx.count, ctx.group = with_identity, count, group
         ctx.mark_non_differentiable(means, variances)
         return out, means, variances
@@ -101,7 +101,7 @@ class _PointwiseMoments(torch.autograd.Function):
     @once_differentiable
     @without_autocast
     def backward(ctx, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
-        x, gammas, mean, covariance, rstd, *kernels = ctx.saved_tensors
+        x, gammas, mean, spread, rstd, *kernels = ctx.saved_tensors
         dtype = mean.dtype
         weight = _stack(kernels, ctx.with_identity, dtype)
         scale = gammas.to(dtype) * rstd
@@ -123,10 +123,10 @@ class _PointwiseMoments(torch.autograd.Function):
             grad_x.add_(multiply_channels(x, quadratic))
         grad_kernels = [None] * len(kernels)
         if any(ctx.needs_input_grad[6:]):
-            parts = (scale, grad_variances, weight)
-            own_scale, own_grad, own_weight = (part[: len(kernels)] for part in parts)
-            grad_weight = own_scale[:, :, None] * grad_kernel
-            grad_weight += 2 * own_grad[:, :, None] * (own_weight @ covariance)
+            # The identity, if there is one, comes last and has no kernel of its own.
+            parts = (scale[:, :, None], grad_variances[:, :, None], spread)
+            own_scale, own_grad, own_spread = (part[: len(kernels)] for part in parts)
+            grad_weight = torch.addcmul(own_scale * grad_kernel, own_grad, own_spread, value=2)
             grad_kernels = [
                 part.view_as(kernel).to(kernel.dtype)
                 for part, kernel in zip(grad_weight, kernels, strict=True)
@@ -178,11 +178,13 @@ def _input_moments(
     return count, mean.to(dtype), covariance.to(dtype)
 
 
-def _branch_moments(weight: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and biased variances of all branches, shape (M, O)."""
-    variances = ((weight @ covariance) * weight).sum(2)
+def _branch_moments(
+    weight: Tensor, mean: Tensor, covariance: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Means and biased variances of all branches, shape (M, O), and ``W_i C``, which gave them."""
+    spread = weight @ covariance
     # Rounding can leave a constant channel slightly below zero.
-    return weight @ mean, variances.clamp_min_(0)
+    return weight @ mean, (spread * weight).sum(2).clamp_min_(0), spread
 
 
 def _cancels(weight: Tensor, mean: Tensor, covariance: Tensor, variances: Tensor) -> bool:
