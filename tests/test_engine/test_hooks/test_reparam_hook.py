@@ -191,6 +191,7 @@ def test_a_network_without_norms_is_tested_as_it_is(folder, caplog):
     assert_equal_weights(weights_of(tester.model), weights)
 
 
+@pytest.mark.slow
 def test_a_detector(tmp_path):
     """Trained, folded and tested folded; its neck and head have norms too."""
     spy = Spy()
