@@ -59,3 +59,15 @@ def classifier_config(widen_factor: float, num_classes: int = 1000, **backbone) 
             dropout_rate=0.2,
         ),
     )
+
+
+def timm_features(reference: nn.Module, x: Tensor) -> list[Tensor]:
+    """Maps at the ends of this package's stages, from a timm ghostnetv2 or ghostnetv3."""
+    features = []
+    x = reference.act1(reference.bn1(reference.conv_stem(x)))
+    for index, block in enumerate(reference.blocks):
+        x = block(x)
+        # Where the flat list ``blocks.<i>`` ends each stage.
+        if index in (0, 2, 4, 6, 8, 9):
+            features.append(x)
+    return features

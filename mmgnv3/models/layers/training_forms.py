@@ -37,6 +37,9 @@ MIN_PIXELS = 512
 MIN_DEPTHWISE_NUMBERS = 50_000
 MIN_DEPTHWISE_NUMBERS_IN_EIGHTS = 200_000
 
+# What stands for the size of a batch that is spread over processes.
+MANY_PIXELS = 1_000_000
+
 _forced: str | None = None
 
 
@@ -71,9 +74,14 @@ def choose_form(unit: 'MultiBranchConv2d', x: Tensor) -> str:
         return 'plain'
     if not norms[0].training:
         return 'folded'
-    # One value a channel has no variance: torch's own message says so.
     pixels = unit.count_pixels(x)
-    if pixels < 2 or (process_group(norms) is not None and not _can_synchronize(unit)):
+    if process_group(norms) is not None:
+        if not _can_synchronize(unit):
+            return 'plain'
+        # Processes whose batches differ in size must still send each other the same messages.
+        pixels = MANY_PIXELS
+    # One value a channel has no variance: torch's own message says so.
+    if pixels < 2:
         return 'plain'
     supported = supported_forms(unit)
     if asked != 'auto' and asked in supported:
@@ -81,7 +89,10 @@ def choose_form(unit: 'MultiBranchConv2d', x: Tensor) -> str:
     if pixels < MIN_PIXELS:
         return 'plain'
     if 'depthwise' in supported:
-        return 'depthwise' if _depthwise_pays(unit, x) else 'plain'
+        in_eights = unit.in_channels % 8 == 0 and is_channels_last(x)
+        pays = _depthwise_pays(unit, pixels, in_eights)
+        # The sums are arranged for a CPU's convolutions.
+        return 'depthwise' if pays and x.device.type == 'cpu' else 'plain'
     if 'moments' not in supported:
         return 'stacked' if 'stacked' in supported else 'plain'
     if 'stacked' not in supported:
@@ -90,14 +101,11 @@ def choose_form(unit: 'MultiBranchConv2d', x: Tensor) -> str:
     return 'moments' if costs[0] < costs[1] else 'stacked'
 
 
-def _depthwise_pays(unit: 'MultiBranchConv2d', x: Tensor) -> bool:
-    # The sums are arranged for a CPU's convolutions.
-    if x.device.type != 'cpu':
-        return False
+def _depthwise_pays(unit: 'MultiBranchConv2d', pixels: int, in_eights: bool) -> bool:
     if unit.stride != (1, 1):
         return True
-    in_eights = unit.in_channels % 8 == 0 and is_channels_last(x)
-    return x.numel() >= (MIN_DEPTHWISE_NUMBERS_IN_EIGHTS if in_eights else MIN_DEPTHWISE_NUMBERS)
+    smallest = MIN_DEPTHWISE_NUMBERS_IN_EIGHTS if in_eights else MIN_DEPTHWISE_NUMBERS
+    return pixels * unit.in_channels >= smallest
 
 
 def _can_synchronize(unit: 'MultiBranchConv2d') -> bool:

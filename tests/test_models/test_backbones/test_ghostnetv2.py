@@ -9,11 +9,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmgnv3.models import GhostNetV2, GhostNetV3
 from mmgnv3.reparam import fold, relative_difference
-from tests.utils import randomize_norms
+from tests.utils import randomize_norms, timm_features
 
 BLOCKS_PER_STAGE = [1, 2, 2, 6, 5]
-# Where timm's flat list of blocks (``blocks.<i>``) ends each stage.
-TIMM_STAGE_ENDS = [0, 2, 4, 6, 8, 9]
 
 
 def names_from_timm(reference: nn.Module) -> dict[str, str]:
@@ -56,16 +54,6 @@ def timm_pair(width: float) -> tuple[nn.Module, GhostNetV2]:
     backbone = GhostNetV2(widen_factor=width, out_indices=range(6))
     backbone.load_state_dict(weights, strict=True)
     return reference, backbone
-
-
-def timm_features(reference: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    features = []
-    x = reference.act1(reference.bn1(reference.conv_stem(x)))
-    for index, block in enumerate(reference.blocks):
-        x = block(x)
-        if index in TIMM_STAGE_ENDS:
-            features.append(x)
-    return features
 
 
 @pytest.mark.parametrize('mode', ['eval', 'train'])

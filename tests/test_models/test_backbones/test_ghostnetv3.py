@@ -12,13 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmgnv3.models import GhostNetV3
 from mmgnv3.models.layers.ghost import GhostModule, make_divisible
 from mmgnv3.reparam import fold, relative_difference
-from tests.utils import backbone_weights_from_timm, randomize_norms
+from tests.utils import backbone_weights_from_timm, randomize_norms, timm_features
 
 WIDTHS = [0.5, 1.0, 1.3, 1.6]
 ALL_STAGES = (0, 1, 2, 3, 4, 5)
 BLOCKS_PER_STAGE = [1, 2, 2, 6, 5]
-# Where timm's flat list of blocks (``blocks.<i>``) ends each stage.
-TIMM_STAGE_ENDS = [0, 2, 4, 6, 8, 9]
 
 
 def make_backbone(**kwargs) -> GhostNetV3:
@@ -61,16 +59,6 @@ def timm_pair(width: float) -> tuple[nn.Module, GhostNetV3]:
     weights = backbone_weights_from_timm(reference.state_dict(), BLOCKS_PER_STAGE)
     backbone.load_state_dict(weights, strict=True)
     return reference, backbone
-
-
-def timm_features(reference: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    features = []
-    x = reference.act1(reference.bn1(reference.conv_stem(x)))
-    for index, block in enumerate(reference.blocks):
-        x = block(x)
-        if index in TIMM_STAGE_ENDS:
-            features.append(x)
-    return features
 
 
 @pytest.mark.parametrize(
