@@ -19,6 +19,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        OSError: If it cannot be downloaded.
         ValueError: If it is not a checkpoint or only a part of one.
     """
     if '://' not in path and not os.path.isfile(path):
@@ -26,6 +27,9 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     try:
         checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
     except Exception as error:
+        # Loaders of addresses say themselves what is wrong.
+        if '://' in path and isinstance(error, OSError | ValueError):
+            raise
         # What torch raises depends on the byte at which a file ends.
         raise ValueError(
             f'{path} cannot be read: it is no checkpoint, or was cut off when it was written or '

@@ -38,6 +38,11 @@ def test_read_corrupt(saved, corrupt):
         read_checkpoint(str(saved))
 
 
+def test_address_says_itself_what_is_wrong():
+    with pytest.raises(ValueError, match=r'^There are no public weights of GhostNetV3 0\.5x'):
+        read_checkpoint('ghostnetv3://0.5x')
+
+
 def test_read_something_else(saved):
     torch.save([1, 2], saved)
     with pytest.raises(ValueError, match='holds a list'):
