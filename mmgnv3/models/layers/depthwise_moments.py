@@ -16,6 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .depthwise_branches import depthwise_branches
 from .depthwise_correlation import correlate
 from .depthwise_sums import map_gradient, patch_moments
 
@@ -56,8 +57,11 @@ def depthwise_moments(
 
     Returns:
         Output of shape (B, C, H, W), and the branches' batch means and biased variances, both of
-        shape (M, C), float64, without gradients.
+        shape (M, C), in at least single precision and without gradients.
     """
+    if torch.compiler.is_compiling() and group is None:
+        ones = (1, 1)
+        return depthwise_branches(x, kernels, scale, with_identity, ones, gammas, betas, eps)
     return _DepthwiseMoments.apply(x, scale, with_identity, gammas, betas, eps, group, *kernels)
 
 
@@ -196,8 +200,7 @@ def _moments(maps: Tensor, weights: Tensor, group: 'distributed.ProcessGroup | N
         group: Processes that share the statistics, or None.
     """
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
-    # A GPU would have to be waited for, and a look would break a compiled graph.
-    can_look = maps.device.type == 'cpu' and not torch.compiler.is_compiling()
+    can_look = _can_look(maps)
     centre = None if can_look else _sample_mean(maps)
     while True:
         mu, second, power = patch_moments(maps, centre)
@@ -225,6 +228,11 @@ def _moments(maps: Tensor, weights: Tensor, group: 'distributed.ProcessGroup | N
         break
     var.clamp_(min=0)
     return moments
+
+
+def _can_look(x: Tensor) -> bool:
+    """Whether a look at values is for nothing. A GPU would have to be waited for."""
+    return x.device.type == 'cpu'
 
 
 def _sample_mean(x: Tensor) -> Tensor:

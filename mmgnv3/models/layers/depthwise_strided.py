@@ -19,6 +19,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .depthwise_branches import depthwise_branches
 from .depthwise_correlation import MAX_PIXELS, cached_images, weight_gradient
 
 
@@ -49,8 +50,11 @@ def depthwise_strided(
 
     Returns:
         Output of shape (B, C, ceil(H / stride), ceil(W / stride)), and the branches' batch means
-        and biased variances, both of shape (M, C), without gradients.
+        and biased variances, both of shape (M, C), in at least single precision and without
+        gradients.
     """
+    if torch.compiler.is_compiling():
+        return depthwise_branches(x, kernels, scale, False, stride, gammas, betas, eps)
     return _DepthwiseStrided.apply(x, scale, stride, gammas, betas, eps, *kernels)
 
 

@@ -42,13 +42,11 @@ def edge_lines(x: Tensor) -> Tensor:
     Returns:
         Shape (B, max(H, W), 4, C): top row, bottom row, left column, right column.
     """
-    rows, columns = ends(x, 1).transpose(1, 2), ends(x, 2)
-    height, width = x.shape[1:3]
-    if height < width:
-        columns = F.pad(columns, (0, 0, 0, 0, 0, width - height))
-    elif width < height:
-        rows = F.pad(rows, (0, 0, 0, 0, 0, height - width))
-    return torch.cat((rows, columns), 2)
+    batch, height, width, channels = x.shape
+    lines = x.new_zeros(batch, max(height, width), 4, channels)
+    lines[:, :width, :2] = ends(x, 1).transpose(1, 2)
+    lines[:, :height, 2:] = ends(x, 2)
+    return lines
 
 
 def _as_map(lines: Tensor) -> Tensor:

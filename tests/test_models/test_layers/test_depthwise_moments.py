@@ -172,9 +172,9 @@ def test_large_mean_needs_the_centre(monkeypatch):
     assert compare(branches)['out'] > 1e-3
 
 
-def test_large_mean_in_compiled_code_and_on_gpus(monkeypatch):
+def test_large_mean_on_gpus(monkeypatch):
     """Where nothing may be looked at, sums are taken about the mean always."""
-    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    monkeypatch.setattr(module, '_can_look', lambda x: False)
     branches = make_branches((2, 8, 20, 20), with_identity=True, dtype=torch.float32, mean=100)
     assert_close(compare(branches), 2e-5, 1e-4)
 
@@ -214,13 +214,6 @@ def test_pieces_add_up(max_pixels, monkeypatch):
     monkeypatch.setattr(correlation, 'MAX_PIXELS', max_pixels)
     branches = make_branches((3, 4, 7, 8), with_identity=True, dtype=torch.float32)
     assert_close(compare(branches), 1e-5, 1e-4)
-
-
-def test_compiles_without_graph_breaks():
-    branches = make_branches((2, 8, 6, 5), with_identity=True, dtype=torch.float32)
-    torch._dynamo.reset()
-    compiled = torch.compile(run, fullgraph=True, backend='eager')
-    assert_close(differences(compiled, branches, True, EPS), 2e-5, 1e-4)
 
 
 @pytest.mark.parametrize('mean', [0, 100])
