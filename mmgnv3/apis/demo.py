@@ -15,6 +15,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmgnv3.datasets import ToyShapes
+from mmgnv3.utils import replacing
 from mmgnv3.visualization import draw_curves
 
 from .deploy import fold_checkpoint
@@ -148,9 +149,8 @@ def _say(step: str, what: str) -> None:
 
 
 def _copy(source: str, target: Path) -> None:
-    temporary = target.with_name(f'.{target.name}')
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _metric(metrics: dict[str, float], name: str) -> float:

@@ -1,9 +1,10 @@
 """Writing matplotlib figures."""
 
 import os
-from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from mmgnv3.utils import replacing
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
@@ -13,11 +14,5 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
         figure: What to write.
         path: Picture to write; its folder is created, its suffix sets the format.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{os.getpid()}-{path.name}')
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
