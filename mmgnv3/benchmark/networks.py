@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mmengine.registry import DefaultScope
 from mmpretrain.models import ImageClassifier
 from torch import nn
 
@@ -43,17 +44,19 @@ class Network:
 
 def build_classifier(backbone: nn.Module) -> ImageClassifier:
     """Put the ImageNet head of GhostNetV3 on a backbone: 1280 hidden units and 1000 classes."""
-    return ImageClassifier(
-        backbone=backbone,
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(
-            type='StackedLinearClsHead',
-            num_classes=NUM_CLASSES,
-            in_channels=backbone.out_channels[-1],
-            mid_channels=[1280],
-            dropout_rate=0.2,
-        ),
-    )
+    # A run before this one in the process may have left the scope of another framework.
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return ImageClassifier(
+            backbone=backbone,
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(
+                type='StackedLinearClsHead',
+                num_classes=NUM_CLASSES,
+                in_channels=backbone.out_channels[-1],
+                mid_channels=[1280],
+                dropout_rate=0.2,
+            ),
+        )
 
 
 def inference_networks(widths: Sequence[float]) -> list[Network]:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmgnv3.benchmark import inference
-from mmgnv3.benchmark.networks import BRANCH_FREE, OURS
+from mmgnv3.benchmark.networks import BRANCH_FREE, OURS, build_classifier
 from mmgnv3.benchmark.timing import measure_interleaved
 from mmgnv3.benchmark.training import measure_saved_activations
+from mmgnv3.models import GhostNetV3
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 DEVICES = ['cpu', pytest.param('cuda', marks=needs_cuda)]
@@ -137,6 +139,11 @@ def test_without_onnx_runtime_the_column_is_left_out(run, capsys):
     printed = capsys.readouterr().out
     assert 'ONNX Runtime left out: it needs' in printed and 'pip install' in printed
     assert 'ONNX Runtime' not in read_table(printed)['network']
+
+
+def test_scope_of_another_framework_does_not_matter():
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        build_classifier(GhostNetV3(widen_factor=0.3))
 
 
 @pytest.mark.slow
