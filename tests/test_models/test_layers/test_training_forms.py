@@ -301,6 +301,18 @@ def test_compiles_without_graph_breaks(name):
     assert_same(actual, expected, 1e-9)
 
 
+@pytest.mark.parametrize('name', ['moments', 'moments-identity', 'stacked', 'depthwise'])
+def test_compiles_without_graph_breaks_in_half_precision(name):
+    unit = make_unit(name).float()
+    x = make_input(unit).float()
+    torch.compiler.reset()
+    compiled = torch.compile(copy.deepcopy(unit), fullgraph=True, backend='aot_eager')
+    with torch.autocast('cpu', torch.bfloat16):
+        actual, expected = compiled(x), unit(x)
+    actual.float().square().sum().backward()
+    torch.testing.assert_close(actual.float(), expected.float(), rtol=0.1, atol=0.1)
+
+
 def test_choice_by_shape():
     """Moments where the covariance is cheaper than the branches it saves; little maps plain."""
     x = torch.zeros(16, 1, 14, 14)
