@@ -34,7 +34,10 @@ def check_parts(cfg: Config, resumed: dict[str, Any] | None = None) -> None:
             teacher.build()
     with HOOKS.switch_scope_and_registry(scope) as registry:
         hooks = [
-            registry.build(copy.deepcopy(hook)) if isinstance(hook, dict) else hook
+            # The priority is for the runner, not for the hook.
+            registry.build({k: copy.deepcopy(v) for k, v in hook.items() if k != 'priority'})
+            if isinstance(hook, dict)
+            else hook
             for hook in cfg.get('custom_hooks') or []
         ]
     if resumed is not None:

@@ -91,3 +91,9 @@ def test_a_refused_run_leaves_nothing_behind(folder, resumed):
     with pytest.raises(FileNotFoundError, match='teacher'):
         run.train('distilled.py', cfg_options={'model.teacher.checkpoint': 'gone.pth'})
     assert set(folder.rglob('*')) == files
+
+
+def test_a_hook_may_have_a_priority(cfg):
+    cfg.custom_hooks[0].priority = 'ABOVE_NORMAL'
+    check_parts(cfg)
+    assert cfg.custom_hooks[0].priority == 'ABOVE_NORMAL'

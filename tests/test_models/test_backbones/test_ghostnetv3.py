@@ -219,7 +219,7 @@ def test_order_of_outputs_is_that_of_out_indices():
     assert swapped.out_indices == (4, 2)
     swapped.load_state_dict(backbone.state_dict())
     x = torch.rand(1, 3, 64, 64)
-    assert [torch.equal(a, b) for a, b in zip(backbone(x), swapped(x)[::-1], strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(backbone(x), swapped(x)[::-1], strict=True))
 
 
 @pytest.mark.parametrize(
