@@ -1,3 +1,4 @@
+import argparse
 import ast
 import copy
 import re
@@ -8,7 +9,7 @@ import mmengine
 import pytest
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import HOOKS, OPTIMIZERS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
 from torch import nn
 
@@ -224,6 +225,18 @@ def test_grid_of_augmentations(options, kinds):
         applied, erasing = (TRANSFORMS.build(t) for t in cfg.train_dataloader.dataset.pipeline[3:5])
     found = [type(t).__name__ for t in applied.transforms] if applied.prob else []
     assert [*found, type(erasing).__name__] == (kinds or ['AutoAugment', 'RandomErasing'])
+
+
+def test_grid_without_random_erasing():
+    # As the README has it, since its reader's shell hands over text: a plain 0 is refused.
+    option = 'train_dataloader.dataset.pipeline.4.erase_prob=0.0'
+    assert f'`{option}`' in (ROOT / 'README.md').read_text(encoding='utf-8')
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    options = parser.parse_args(['--cfg-options', option]).cfg_options
+    cfg = read('ghostnetv3-1x0_8xb256-600e_in1k', options)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        assert TRANSFORMS.build(cfg.train_dataloader.dataset.pipeline[4]).erase_prob == 0
 
 
 @pytest.mark.parametrize('kind', ['Mixup', 'CutMix'])
