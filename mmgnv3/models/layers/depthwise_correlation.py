@@ -18,7 +18,7 @@ MAX_BYTES = 2**22
 
 def cached_images(x: Tensor) -> int:
     """How many images of a map of shape (B, H, W, C) stay within ``MAX_BYTES``, at least one."""
-    return max(1, MAX_BYTES // (x[0].numel() * x.element_size()))
+    return max(1, MAX_BYTES // (x.shape[1:].numel() * x.element_size()))
 
 
 def weight_gradient(grad: Tensor, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -11,14 +11,16 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from .depthwise_branches import depthwise_branches
 from .depthwise_correlation import correlate
 from .depthwise_sums import map_gradient, patch_moments
+from .pointwise_algebra import convolve_and_shift, sum_over_ranks, without_autocast
 
 CENTRE_BELOW = 0.04
 """Variance over mean square of the input below which sums are taken again, about the mean."""
@@ -37,7 +39,7 @@ def depthwise_moments(
     gammas: Tensor,
     betas: Tensor,
     eps: float,
-    group: 'distributed.ProcessGroup | None' = None,
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of depthwise 3 x 3 branches of stride 1, each normalised by its own batch statistics.
 
@@ -82,14 +84,10 @@ class _DepthwiseMoments(Function):
         inv_std = (moments.var + eps).rsqrt()
         factor = gammas.t() * inv_std
         kernel = factor[:, None] @ weights
-        bias = (betas.t() - factor * moments.mean).sum(1)
-        out = F.conv2d(
-            maps.permute(0, 3, 1, 2),
-            kernel.to(x.dtype).view(channels, 1, 3, 3),
-            bias.to(x.dtype),
-            padding=1,
-            groups=channels,
-        )
+        rounded = kernel[:, 0].to(x.dtype)
+        # Of the kernel as it is used, or what half precision rounds off it would shift the mean.
+        bias = betas.sum(0) - (rounded * moments.mu).sum(1)
+        out = convolve_and_shift(maps.permute(0, 3, 1, 2), rounded.view(channels, 1, 3, 3), bias)
         if x.is_contiguous():
             out = out.contiguous()
 
@@ -100,17 +98,12 @@ class _DepthwiseMoments(Function):
         ctx.eps, ctx.group = eps, group
         mean, var = moments.mean.t(), moments.var.t()
         ctx.mark_non_differentiable(mean, var)
-        ctx.set_materialize_grads(False)
         return out, mean, var
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx, grad_out, _mean, _var):
-        if grad_out is None:
-            return (None,) * len(ctx.needs_input_grad)
-        if torch.is_autocast_enabled(grad_out.device.type):
-            with torch.autocast(grad_out.device.type, enabled=False):
-                return _backward(ctx, grad_out)
         return _backward(ctx, grad_out)
 
 
@@ -184,14 +177,14 @@ def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         )
         grad_moments = torch.cat((grad_cov.flatten(1), grad_mu[:, 0]), 1)
         if ctx.group is not None:
-            (grad_moments,) = _sum_over(ctx.group, grad_moments)
+            (grad_moments,) = sum_over_ranks((grad_moments,), ctx.group)
         grad_x = map_gradient(grad_moments, maps, grad_out, kernel[:, 0])
         grad_x = grad_x.permute(0, 3, 1, 2).to(x.dtype)
         grads[0] = grad_x.contiguous() if x.is_contiguous() else grad_x
     return tuple(grads)
 
 
-def _moments(maps: Tensor, weights: Tensor, group: 'distributed.ProcessGroup | None') -> _Moments:
+def _moments(maps: Tensor, weights: Tensor, group: ProcessGroup | None) -> _Moments:
     """Batch statistics, their digits checked where looking at values costs nothing.
 
     Args:
@@ -272,9 +265,7 @@ def _run_branches(maps: Tensor, weights: Tensor, mean: Tensor, index: Tensor) ->
         yield out.permute(0, 2, 3, 1)
 
 
-def _measure(
-    maps: Tensor, weights: Tensor, moments: _Moments, group: 'distributed.ProcessGroup | None'
-) -> None:
+def _measure(maps: Tensor, weights: Tensor, moments: _Moments, group: ProcessGroup | None) -> None:
     """Replace what is known of the channels to be measured, in place, by running their branches.
 
     A kernel that takes out nearly all there is, such as a Laplacian of a smooth map, has a variance
@@ -293,22 +284,14 @@ def _measure(
         sums = correlate(out, parts, centre)
         square = out.double().square().sum((0, 1, 2))
         if group is not None:
-            sums, square = _sum_over(group, sums, square)
+            sums, square = sum_over_ranks((sums, square), group)
         rest = sums[:, 9] / count
         var[index, branch] = square / count - rest.square()
         pull[index, branch] = sums[:, :9] / count - rest[:, None] * mu[index]
 
 
-def _mean_over(group: 'distributed.ProcessGroup', count: int, *means: Tensor) -> tuple[Tensor, ...]:
+def _mean_over(group: ProcessGroup, count: int, *means: Tensor) -> tuple[Tensor, ...]:
     """Means over the processes of a group, from those of each and its count; the sum of counts."""
     total = means[0].new_tensor(float(count))
-    *sums, total = _sum_over(group, *(mean * total for mean in means), total)
+    *sums, total = sum_over_ranks((*(mean * total for mean in means), total), group)
     return *(value / total for value in sums), total
-
-
-def _sum_over(group: 'distributed.ProcessGroup', *values: Tensor) -> list[Tensor]:
-    """Sums of float64 tensors over the processes of a group, in one message."""
-    flat = torch.cat([value.reshape(-1) for value in values])
-    distributed.all_reduce(flat, group=group)
-    parts = flat.split([value.numel() for value in values])
-    return [part.view(value.shape) for part, value in zip(parts, values, strict=True)]

@@ -4,7 +4,9 @@ On a strided grid the moments that serve at stride 1 (:mod:`.depthwise_moments`)
 they cost what the branches cost. So the branches are run, and what surrounds them is made cheap:
 
 - The 1 x 1 branch is every other pixel times a weight; its statistics are those of the pixels.
-- Each branch's output is read for its statistics and once more for the sum, but not written again.
+- Each branch's output is read for its statistics and once more for the sum, but not written again,
+  nor kept: running the kernels again is a small part of the way back, and the outputs would be the
+  largest part of what a strided unit keeps.
 - The branches' gradients meet a few images at a time, within a cache, and not in maps of full size.
 - A 5 x 5 weight gradient of stride 2, for which oneDNN has no fast code, is taken from the four
   grids of every other row and column by 3 x 3 ones of stride 1.
@@ -21,6 +23,7 @@ from torch.nn import functional as F
 
 from .depthwise_branches import depthwise_branches
 from .depthwise_correlation import MAX_PIXELS, cached_images, weight_gradient
+from .pointwise_algebra import without_autocast
 
 
 def depthwise_strided(
@@ -86,33 +89,28 @@ class _DepthwiseStrided(Function):
             out = torch.addcmul(bias, branch, part) if out is None else out.addcmul_(branch, part)
         out = out.to(x.dtype)
 
-        ctx.save_for_backward(x, scale, gammas, betas, *kernels, *outs, weight, mean, inv_std)
+        ctx.save_for_backward(x, scale, gammas, betas, *kernels, weight, mean, inv_std)
         ctx.stride, ctx.eps = stride, eps
         mean = mean * weight
         ctx.mark_non_differentiable(mean, branch_var)
-        ctx.set_materialize_grads(False)
         return out.contiguous() if x.is_contiguous() else out, mean, branch_var
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx, grad_out, _mean, _var):
-        if grad_out is None:
-            return (None,) * len(ctx.needs_input_grad)
-        if torch.is_autocast_enabled(grad_out.device.type):
-            with torch.autocast(grad_out.device.type, enabled=False):
-                return _backward(ctx, grad_out)
         return _backward(ctx, grad_out)
 
 
 def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of everything that :meth:`_DepthwiseStrided.forward` was given."""
-    x, scale, gammas, betas, *saved, weight, mean, inv_std = ctx.saved_tensors
-    num_kernels = len(ctx.needs_input_grad) - 6
-    kernels, outs = saved[:num_kernels], saved[num_kernels:]
+    x, scale, gammas, betas, *kernels, weight, mean, inv_std = ctx.saved_tensors
     maps, grad_out = _prepare(x), _prepare(grad_out)
+    kernels_ = [kernel.to(maps.dtype) for kernel in kernels]
     grads = [None] * len(ctx.needs_input_grad)
 
-    branches = outs if scale is None else [*outs, _pick(maps, ctx.stride)]
+    outs, picked = _convolutions(maps, kernels_, ctx.stride, scale is not None)
+    branches = outs if picked is None else [*outs, picked]
     sums = [
         _centred_sums(grad_out, *args) for args in zip(branches, mean.to(maps.dtype), strict=True)
     ]
@@ -132,7 +130,7 @@ def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     constant = of_grad * grad_beta / -count - of_branch * mean
     grads[0], grads[6:] = _convolutions_backward(
         maps,
-        [kernel.to(maps.dtype) for kernel in kernels],
+        kernels_,
         outs,
         grad_out,
         torch.stack((of_grad, of_branch, constant), 1).to(maps.dtype),

@@ -129,7 +129,8 @@ def patch_moments(x: Tensor, centre: Tensor | None = None) -> tuple[Tensor, Tens
     ).double()
     for more in lags[1:]:
         sums[:, :16] += torch.cat(more, 1)
-    sums *= 1 / x[..., 0].numel()
+    # A process that got no image has sums of zero.
+    sums *= 1 / max(1, x[..., 0].numel())
     moments = sums @ MOMENTS.to(x.device)
     first, second = moments[:, 81:], moments[:, :81]
     if centre is not None:
@@ -150,7 +151,7 @@ def _uncentred(u: Tensor, centre: Tensor, second: Tensor) -> tuple[Tensor, Tenso
     """
     height, width, channels = u.shape[1:]
     count = rectangle_sums(u.new_ones(1, height, width, 1)).t() / (height * width)
-    sums = rectangle_sums(u).t() / u[..., 0].numel()
+    sums = rectangle_sums(u).t() / max(1, u[..., 0].numel())
     centre = centre.double()[:, None]
     cross = sums.view(channels, 9, 9)
     cross = (cross + cross.transpose(1, 2)).flatten(1)

@@ -43,8 +43,9 @@ class MultiBranchConv2d(BaseModule):
     nothing else it is the ordinary ``conv + norm``. There is no activation inside.
 
     The branches need not be run one by one: :mod:`.training_forms` says in which ways their sum is
-    computed and chooses among them. The modules of the branches hold parameters and statistics
-    only; hooks on them are called in the plain form alone.
+    computed and chooses among them; :func:`.describe_forms` shows the choice. The modules of the
+    branches hold parameters and statistics only, until one of them carries a hook (pruning, weight
+    norm) or is replaced: then the unit runs its branches one by one.
 
     Args:
         in_channels: Channels of the input.

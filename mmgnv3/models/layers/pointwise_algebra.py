@@ -23,29 +23,47 @@ def is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
+def convolve_and_shift(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution of stride 1 whose output is as large as its input.
+
+    Args:
+        x: Map of shape (B, C, H, W).
+        kernel: Kernel of shape (O, C, k, k) or (C, 1, k, k) in the type of ``x``.
+        bias: Offsets of shape (O,) in any type, or None. They are not rounded to half precision
+            before they are added, which would shift the mean of every channel.
+
+    Returns:
+        Map of shape (B, O, H, W) in the type of ``x``.
+    """
+    padding, groups = kernel.shape[2] // 2, x.shape[1] // kernel.shape[1]
+    bias = None if bias is None else bias.to(statistics_dtype(x))
+    if bias is None or bias.dtype == x.dtype:
+        return F.conv2d(x, kernel, bias, padding=padding, groups=groups)
+    return F.conv2d(x, kernel, padding=padding, groups=groups).add_(bias[:, None, None])
+
+
 def multiply_channels(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     """A 1 x 1 convolution.
 
     Args:
         x: Map of shape (B, C, H, W).
         matrix: Kernel of shape (O, C), rounded to the type of ``x``.
-        bias: Offsets of shape (O,), or None.
+        bias: Offsets of shape (O,), or None; see :func:`convolve_and_shift`.
 
     Returns:
         Map of shape (B, O, H, W) in the type and memory format of ``x``.
     """
     matrix = matrix.to(x.dtype)
-    bias = None if bias is None else bias.to(x.dtype)
     slow = x.device.type == 'cpu' and x.dtype == torch.float32 and not is_channels_last(x)
     if not slow or torch.compiler.is_compiling():
-        return F.conv2d(x, matrix[:, :, None, None], bias)
+        return convolve_and_shift(x, matrix[:, :, None, None], bias)
     # oneDNN would first bring a contiguous map into an order of its own.
     out = x.new_empty(len(x), len(matrix), *x.shape[2:])
     matrices = matrix.expand(len(x), *matrix.shape)
     if bias is None:
         torch.bmm(matrices, x.flatten(2), out=out.flatten(2))
     else:
-        torch.baddbmm(bias[:, None], matrices, x.flatten(2), out=out.flatten(2))
+        torch.baddbmm(bias.to(x.dtype)[:, None], matrices, x.flatten(2), out=out.flatten(2))
     return out
 
 

@@ -90,8 +90,10 @@ class _PointwiseMoments(torch.autograd.Function):
         )
         rstd = (variances + eps).rsqrt()
         scale = gammas.to(dtype) * rstd
-        bias = (betas.to(dtype) - scale * means).sum(0)
-        out = multiply_channels(x, _merge(scale, weight), bias)
+        # Of the kernel as it is used, or what half precision rounds off it would shift the mean.
+        kernel = _merge(scale, weight).to(x.dtype)
+        bias = betas.to(dtype).sum(0) - kernel.to(dtype) @ mean
+        out = multiply_channels(x, kernel, bias)
         ctx.save_for_backward(x, gammas, mean, spread, rstd, *kernels)
         ctx.with_identity, ctx.count, ctx.group = with_identity, count, group
         ctx.mark_non_differentiable(means, variances)

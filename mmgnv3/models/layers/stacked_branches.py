@@ -61,11 +61,15 @@ class _StackedBranches(torch.autograd.Function):
         count, means, variances = _moments(z, group)
         means, variances = means.to(dtype).view_as(gammas), variances.to(dtype).view_as(gammas)
         rstd = (variances + eps).rsqrt()
-        scale = gammas.to(dtype) * rstd
-        bias = (betas.to(dtype) - scale * means).sum(0)
-        out = _per_channel(bias, z)
-        for branch, factor in zip(z.chunk(len(gammas), 1), scale, strict=True):
+        # Of the factors as they are used, or what half precision rounds off would shift the mean.
+        factors = (gammas.to(dtype) * rstd).to(z.dtype)
+        bias = (betas.to(dtype) - factors * means).sum(0)
+        is_exact = z.dtype == dtype
+        out = bias[:, None, None] if is_exact else z.new_zeros(())
+        for branch, factor in zip(z.chunk(len(gammas), 1), factors, strict=True):
             out = torch.addcmul(out, branch, _per_channel(factor, z))
+        if not is_exact:
+            out += bias[:, None, None]
         ctx.save_for_backward(x, z, gammas, means, rstd, *kernels)
         ctx.count, ctx.group = count, group
         ctx.mark_non_differentiable(means, variances)
@@ -126,11 +130,16 @@ def _per_channel(values: Tensor, like: Tensor) -> Tensor:
 def _moments(z: Tensor, group: ProcessGroup | None) -> tuple[Tensor | int, Tensor, Tensor]:
     """Number of pixels, means and biased variances of a map's channels over all ranks."""
     count: Tensor | int = z.numel() // z.shape[1]
-    if torch.compiler.is_compiling():
+    if not count:
+        # A process that got no image has nothing to add.
+        mean = variance = z.new_zeros(z.shape[1], dtype=statistics_dtype(z))
+    elif torch.compiler.is_compiling():
         # A compiler makes one pass of this; eager it is ten times slower for channels_last maps.
         variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
     else:
-        mean, variance = torch.batch_norm_update_stats(z, None, None, 0.0)
+        # Only buffers to update, which are thrown away, make it return float32 for half precision.
+        unused = torch.zeros(z.shape[1], dtype=statistics_dtype(z), device=z.device)
+        mean, variance = torch.batch_norm_update_stats(z, unused, unused.clone(), 0.0)
     if group is None:
         return count, mean, variance
     # The local moments about zero add up, and float64 keeps what then cancels.

@@ -7,12 +7,14 @@ to rounding; they differ in time and memory.
 - ``folded``: norms in eval mode; one convolution with the folded kernel, trainable all the same.
 - ``moments``: 1 x 1; one convolution, statistics from the mean and covariance of the input.
 - ``stacked``: dense; one convolution with N times the output channels, norms and sum in one pass.
-- ``depthwise``: statistics from a few sums over the input or from branches in shared buffers.
+- ``depthwise``: statistics from a few sums over the input (stride 1) or from branches that are not
+  kept (stride 2).
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +72,7 @@ def choose_form(unit: 'MultiBranchConv2d', x: Tensor) -> str:
     """
     asked = _forced or unit.training_form
     norms = unit.norms
-    if asked == 'plain' or len(norms) == 1 or not are_alike(norms):
+    if asked == 'plain' or len(norms) == 1 or not are_alike(norms) or _must_run_branches(unit):
         return 'plain'
     if not norms[0].training:
         return 'folded'
@@ -102,6 +104,24 @@ def choose_form(unit: 'MultiBranchConv2d', x: Tensor) -> str:
         return 'moments'
     costs = [_multiplications(unit, form, pixels) for form in ('moments', 'stacked')]
     return 'moments' if costs[0] < costs[1] else 'stacked'
+
+
+def _must_run_branches(unit: 'MultiBranchConv2d') -> bool:
+    """Whether something hangs on the modules of the branches that only their own call brings about.
+
+    Weight norm, pruning and whoever looks at features use hooks; quantisation and adapters put
+    another class in the place of a convolution.
+    """
+    units = [*unit.branches, unit.scale, unit.identity]
+    for branch in filter(None, units):
+        for module in branch.modules():
+            if module._forward_pre_hooks or module._forward_hooks:
+                return True
+            if module._backward_pre_hooks or module._backward_hooks:
+                return True
+        if branch is not unit.identity and type(branch.conv).forward is not nn.Conv2d.forward:
+            return True
+    return False
 
 
 def _depthwise_pays(unit: 'MultiBranchConv2d', pixels: int, in_eights: bool) -> bool:
@@ -143,6 +163,38 @@ def set_training_form(model: nn.Module, form: str) -> None:
         if hasattr(module, 'training_form'):
             can = module.deploy or form in supported_forms(module)
             module.training_form = form if can else 'auto'
+
+
+def describe_forms(model: nn.Module, *inputs: Any) -> dict[str, str]:
+    """Say in which forms the units of a model compute a step, without a trace on the model.
+
+    Args:
+        model: A model that holds multi-branch convolutions, in training or in eval mode.
+        *inputs: What its ``forward`` takes, such as images of shape (B, 3, H, W).
+
+    Returns:
+        The form of every unit that was called ('deploy' if it holds nothing but one convolution),
+        by its name in the model.
+
+    Examples:
+        >>> from collections import Counter
+        >>> Counter(describe_forms(GhostNetV3().train(), torch.rand(16, 3, 224, 224)).values())
+        Counter({'plain': 65, 'depthwise': 25, 'moments': 17, 'stacked': 15})
+    """
+    model, forms = copy.deepcopy(model), {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(unit: nn.Module, args: tuple[Tensor, ...]) -> None:
+            forms[name] = 'deploy' if unit.deploy else choose_form(unit, args[0])
+
+        return hook
+
+    for name, module in model.named_modules():
+        if hasattr(module, 'training_form'):
+            module.register_forward_pre_hook(note(name))
+    with torch.no_grad():
+        model(*inputs)
+    return forms
 
 
 @contextmanager

@@ -2,11 +2,11 @@ import threading
 
 import pytest
 import torch
-from torch import distributed
 from torch.nn import functional as F
 
 from mmgnv3.models.layers import depthwise_correlation as correlation
 from mmgnv3.models.layers import depthwise_moments as module
+from mmgnv3.models.layers import pointwise_algebra
 from mmgnv3.models.layers.depthwise_moments import depthwise_moments
 from tests.test_models.test_layers.depthwise import (
     Branches,
@@ -216,8 +216,8 @@ def test_pieces_add_up(max_pixels, monkeypatch):
     assert_close(compare(branches), 1e-5, 1e-4)
 
 
-@pytest.mark.parametrize('mean', [0, 100])
-def test_statistics_over_several_processes(mean, monkeypatch):
+@pytest.mark.parametrize(('mean', 'first'), [(0, 2), (100, 2), (0, 0)])
+def test_statistics_over_several_processes(mean, first, monkeypatch):
     """Two threads play two processes; together they must equal the whole batch."""
     whole = make_branches((5, 4, 6, 7), with_identity=True, mean=mean)
     weight = torch.randn(whole.x.shape, generator=torch.Generator().manual_seed(1)).double()
@@ -237,8 +237,8 @@ def test_statistics_over_several_processes(mean, monkeypatch):
         grads = torch.autograd.grad((out * weight[part]).sum(), tensors.tensors())
         results[rank] = out, mean, var, grads
 
-    monkeypatch.setattr(distributed, 'all_reduce', all_reduce)
-    parts = slice(0, 2), slice(2, 5)
+    monkeypatch.setattr(pointwise_algebra, 'all_reduce', all_reduce)
+    parts = slice(0, first), slice(first, 5)
     threads = [threading.Thread(target=process, args=item) for item in enumerate(parts)]
     for thread in threads:
         thread.start()

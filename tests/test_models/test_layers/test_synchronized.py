@@ -1,6 +1,7 @@
 """Statistics over several processes: two with half a batch each are one with all of it."""
 
 import copy
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ UNITS = {
         with_identity=True,
     ),
 }
+# A process's share of five images: not halves, and nothing at all.
+CASES = list(product(UNITS, (2, 0)))
 
 
 def make_unit(name: str, norm: str) -> MultiBranchConv2d:
@@ -51,16 +54,15 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = f'file://{folder}/store'
     distributed.init_process_group('gloo', init_method=store, rank=rank, world_size=2)
-    # Not halves: the processes' batches differ in size.
-    mine = slice(0, 2) if rank == 0 else slice(2, 5)
     found = {}
-    for name in UNITS:
+    for name, first in CASES:
+        mine = slice(0, first) if rank == 0 else slice(first, 5)
         unit = make_unit(name, 'SyncBN')
         x, grad = make_batch(unit)
         # Small batches, which one process would run plainly: the size of a process's own batch
         # must not decide, or processes could wait for different messages.
         assert choose_form(unit, x[mine]) == choose_form(unit, x.repeat(1, 1, 9, 9)) == name
-        found[name] = step(unit, x[mine], grad[mine])
+        found[name, first] = step(unit, x[mine], grad[mine])
     torch.save(found, Path(folder) / f'{rank}.pth')
     distributed.destroy_process_group()
 
@@ -70,11 +72,11 @@ def work(rank: int, folder: str) -> None:
 def test_two_processes_are_one_with_the_whole_batch(tmp_path):
     multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
-    for name in UNITS:
+    for name, first in CASES:
         unit = make_unit(name, 'BN')
         expected = step(copy.deepcopy(unit), *make_batch(unit))
         for key, value in expected.items():
-            parts = [rank[name][key] for rank in ranks]
+            parts = [rank[name, first][key] for rank in ranks]
             if key in ('out', 'input'):
                 actual = torch.cat(parts)
             elif key.endswith('.grad'):

@@ -1,16 +1,20 @@
 """Every training form against the branch-by-branch form: all that a training step leaves behind."""
 
 import copy
+import warnings
 from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from mmgnv3.models.layers import (
     GhostBottleneck,
     MultiBranchConv2d,
+    describe_forms,
     set_training_form,
     use_training_form,
 )
@@ -55,6 +59,8 @@ UNITS = {
     ),
 }
 SIZES = [(3, 7, 5), (1, 6, 6), (2, 1, 1), (4, 1, 4)]
+# Of a channel's mean, in standard deviations: what rounding every output by itself may leave.
+SHIFT = 1e-3
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
@@ -209,6 +215,52 @@ def test_norms_that_differ_are_run_one_by_one(case):
     assert_same_step(unit, make_input(unit))
 
 
+def prune_branch(branch: nn.Sequential) -> None:
+    prune.random_unstructured(branch.conv, 'weight', 0.5)
+
+
+def normalise_weight(branch: nn.Sequential) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)
+        nn.utils.weight_norm(branch.conv)
+
+
+def double_output(branch: nn.Sequential) -> None:
+    branch.register_forward_hook(lambda module, args, out: 2 * out)
+
+
+def replace_conv(branch: nn.Sequential) -> None:
+    class Negative(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return -super().forward(x)
+
+    branch.conv.__class__ = Negative
+
+
+@pytest.mark.parametrize('mode', ['train', 'eval'])
+@pytest.mark.parametrize('change', [prune_branch, normalise_weight, double_output, replace_conv])
+@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise'])
+def test_changed_branches_are_called(name, change, mode):
+    unit = make_unit(name)
+    torch.manual_seed(3)
+    change(unit.branches[1])
+    unit.train(mode == 'train')
+    x = make_input(unit)
+    expected = sum(branch(x) for branch in unit.branches)
+    for other in (unit.scale, unit.identity):
+        expected = expected if other is None else expected + other(x)
+    assert choose_form(unit, x) == 'plain'
+    torch.testing.assert_close(unit(x), expected)
+
+
+def test_hooks_that_were_removed_leave_no_trace():
+    unit = make_unit('moments')
+    handle = unit.norms[0].register_forward_hook(lambda *_: None)
+    assert choose_form(unit, make_input(unit)) == 'plain'
+    handle.remove()
+    assert choose_form(unit, make_input(unit)) == 'moments'
+
+
 def test_one_branch_is_plain():
     unit = make_unit('moments', num_branches=1, training_form='auto')
     assert choose_form(unit, make_input(unit)) == 'plain'
@@ -248,6 +300,39 @@ def test_half_precision_keeps_moments_in_float32(name, backward_inside):
     assert_same(found, exact, tolerance=0.03)
     variances = [key for key in found if key.endswith('running_var')]
     assert_same({k: found[k] for k in variances}, {k: exact[k] for k in variances}, 2e-3)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('memory_format', FORMATS, ids=['contiguous', 'channels_last'])
+@pytest.mark.parametrize('name', ['moments', 'stacked'])
+def test_half_precision_statistics_are_those_of_the_map(name, memory_format, dtype):
+    unit = make_unit(name).float()
+    x = make_input(unit, (4, 12, 12)).to(dtype).to(memory_format=memory_format)
+    for norm in unit.norms:
+        norm.momentum = 1.0
+    with torch.autocast('cpu', dtype):
+        unit(x)
+    for branch in unit.branches:
+        # The moments form never writes the branches down, nor rounds their kernels.
+        kernel = branch.conv.weight if name == 'moments' else branch.conv.weight.to(dtype)
+        z = F.conv2d(x.to(kernel.dtype), kernel).double()
+        var, mean = torch.var_mean(z, (0, 2, 3))
+        std = var.sqrt().max()
+        assert (branch.norm.running_mean - mean).abs().max() < 1e-5 * std
+        assert (branch.norm.running_var - var).abs().max() < 1e-5 * std**2
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'depthwise-strided'])
+def test_half_precision_does_not_shift_means(name, dtype):
+    unit = make_unit(name).float()
+    x = (make_input(unit, (8, 24, 24)) + 3).to(dtype)
+    with torch.autocast('cpu', dtype):
+        out = unit(x).double()
+    # The mean of a normalised branch is the norm's offset.
+    expected = sum(norm.bias for norm in unit.norms).double()
+    error = (out.mean((0, 2, 3)) - expected) / out.std((0, 2, 3))
+    assert error.abs().max() < SHIFT
 
 
 @pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'depthwise-strided'])
@@ -354,6 +439,23 @@ def test_form_can_be_set_and_forced():
     assert block.ghost1.cheap.training_form == 'auto'
     deployed = MultiBranchConv2d(**EXPANSION, deploy=True)
     set_training_form(deployed, 'plain')
+
+
+def test_forms_of_a_model_can_be_seen():
+    model = nn.Sequential(GhostBottleneck(8, 48, 8), MultiBranchConv2d(8, 4, 1, deploy=True))
+    x = torch.rand(2, 8, 24, 24)
+    before = copy.deepcopy(model.state_dict())
+    forms = describe_forms(model, x)
+    units = {n: m for n, m in model.named_modules() if isinstance(m, MultiBranchConv2d)}
+    assert forms.keys() == units.keys()
+    assert forms['0.ghost1.primary'] == 'moments' and forms['1'] == 'deploy'
+    with use_training_form('plain'):
+        assert set(describe_forms(model, x).values()) == {'plain', 'deploy'}
+    model.eval()
+    assert describe_forms(model, x)['0.ghost1.primary'] == 'folded'
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert not any(unit._forward_pre_hooks for unit in units.values())
 
 
 @pytest.mark.parametrize('form', ['fast', 'depthwise'])
