@@ -1,9 +1,12 @@
 """The batch norms behind the branches of a unit: building, folding, updating their statistics."""
 
 from collections.abc import Sequence
+from inspect import isclass
+from typing import Any
 
 import torch
 from mmcv.cnn import build_norm_layer
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, get_world_size, is_available, is_initialized
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,16 +21,29 @@ def build_norm(norm_cfg: dict, num_features: int) -> nn.Module:
         num_features: Its channels.
 
     Raises:
-        ValueError: If it is no batch norm with running statistics.
+        ValueError: If it is no batch norm of maps, or has no running statistics.
     """
-    norm = build_norm_layer(norm_cfg, num_features)[1]
-    if not is_foldable_norm(norm):
+    # Before it is built: others want arguments of their own, or take other inputs than maps.
+    norm = build_norm_layer(norm_cfg, num_features)[1] if _is_batch_norm(norm_cfg) else None
+    if norm is None or not is_foldable_norm(norm):
         raise ValueError(
-            f'norm_cfg={norm_cfg} cannot be folded into a convolution: its statistics depend on '
-            "the input in deployment too. Use a batch norm with running statistics, such as 'BN' "
-            "or 'SyncBN'."
+            f'norm_cfg={norm_cfg} cannot be folded into a convolution. Use a batch norm of maps with '
+            "running statistics, such as 'BN' or 'SyncBN': the statistics of other norms depend on "
+            'the input in deployment too.'
         )
     return norm
+
+
+def _is_batch_norm(norm_cfg: Any) -> bool:
+    """Whether a config names a batch norm of maps, as a type or by a name that is registered."""
+    kind = norm_cfg.get('type') if isinstance(norm_cfg, dict) else None
+    if isinstance(kind, str):
+        with MODELS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    # mmcv's SyncBatchNorm is no subclass of torch's.
+    return isclass(kind) and (
+        issubclass(kind, nn.BatchNorm2d | nn.SyncBatchNorm) or kind.__name__ == 'SyncBatchNorm'
+    )
 
 
 def is_foldable_norm(module: nn.Module) -> bool:
