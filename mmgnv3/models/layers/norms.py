@@ -27,9 +27,9 @@ def build_norm(norm_cfg: dict, num_features: int) -> nn.Module:
     norm = build_norm_layer(norm_cfg, num_features)[1] if _is_batch_norm(norm_cfg) else None
     if norm is None or not is_foldable_norm(norm):
         raise ValueError(
-            f'norm_cfg={norm_cfg} cannot be folded into a convolution. Use a batch norm of maps with '
-            "running statistics, such as 'BN' or 'SyncBN': the statistics of other norms depend on "
-            'the input in deployment too.'
+            f'norm_cfg={norm_cfg} cannot be folded into a convolution. Use a batch norm of maps '
+            "with running statistics, such as 'BN' or 'SyncBN': the statistics of other norms "
+            'depend on the input in deployment too.'
         )
     return norm
 
