@@ -34,6 +34,16 @@ def requirements(name: str) -> list[str]:
     return [line for line in lines if line]
 
 
+def long_description() -> str:
+    """Read the README without its pictures: a package index has no files for their links.
+
+    Returns:
+        str: Markdown whose links are all absolute.
+    """
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    return re.sub(r'^!\[[^\]]*\]\((?!https:)[^)]*\)\n+', '', text, flags=re.MULTILINE)
+
+
 class BuildWithMim(build_py):
     """Puts ``configs``, ``tools`` and ``model-index.yml`` into ``mmgnv3/.mim``, mim's place.
 
@@ -60,10 +70,11 @@ setup(
     name='mmgnv3',
     version=version(),
     description='GhostNetV3 backbones and their training recipe for OpenMMLab',
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description=long_description(),
     long_description_content_type='text/markdown',
     author='the mmgnv3 authors',
     license='Apache-2.0',
+    project_urls={'Paper': 'https://arxiv.org/abs/2404.11202'},
     packages=find_packages(include=['mmgnv3', 'mmgnv3.*']),
     python_requires='>=3.10,<3.13',
     # No OpenMMLab distribution here: OneDL's and upstream's own the same modules, and pulling in

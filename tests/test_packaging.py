@@ -105,6 +105,11 @@ def test_metadata(metadata):
     assert metadata['Version'] == mmgnv3.__version__
 
 
+def test_description_has_no_links_into_the_checkout(metadata):
+    links = re.findall(r'\]\(([^)]*)\)', metadata.get_payload())
+    assert links and all(link.startswith('https://') for link in links), links
+
+
 def test_supported_pythons_are_those_of_the_set_up(metadata):
     path = ROOT / 'tools' / 'setup_env.py'
     spec = importlib.util.spec_from_file_location('setup_env', path)

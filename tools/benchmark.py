@@ -24,6 +24,7 @@ from torch import nn
 from mmgnv3.benchmark import inference, networks, report, training
 from mmgnv3.benchmark.networks import BRANCH_FREE, OURS, TIMM, TIMM_BRANCH_FREE
 from mmgnv3.benchmark.training import Variant
+from mmgnv3.utils import write_json
 from mmgnv3.utils.machine import describe_machine
 
 RATIOS = (
@@ -248,7 +249,7 @@ def write(args: argparse.Namespace, rows: list[dict], more: dict) -> None:
     if args.out:
         settings = dict(machine=describe_machine(args.device), size=args.size, **more)
         settings.update(rounds=getattr(args, 'rounds', None))
-        report.write_json(dict(settings=settings, rows=rows), args.out)
+        write_json(dict(settings=settings, rows=rows), args.out)
 
 
 def draw(

@@ -15,7 +15,7 @@ from mmengine.device import get_device
 from mmengine.registry import DATASETS, RUNNERS, DefaultScope
 from torch import nn
 
-from mmgnv3.utils import replacing
+from mmgnv3.utils import replacing, write_json
 from mmgnv3.utils.machine import describe_machine
 from mmgnv3.visualization import draw_ablation
 
@@ -171,7 +171,7 @@ def run_ablation(
                 teacher or _last_checkpoint(_run_dir(work_dir, 'teacher', 0))
             )
         result = _run(config, work_dir, cell, seed, settings, options)
-        _write_json(_result_path(work_dir, cell, seed), asdict(result))
+        write_json(asdict(result), _result_path(work_dir, cell, seed))
         found[cell, seed] = result
 
     results = list(found.values())
@@ -328,11 +328,6 @@ def _read_result(path: Path, settings: Settings) -> Result | None:
             'remove the folder.'
         )
     return result
-
-
-def _write_json(path: Path, content: dict) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + '\n')
 
 
 def _label(cell: str) -> str:

@@ -1,13 +1,10 @@
 """Tables, pictures and files of what was measured."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from mmgnv3.utils import replacing
 from mmgnv3.visualization.figure import save_figure
 
 
@@ -20,12 +17,6 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def format_number(value: float | None, unit: str = '', digits: int = 1) -> str:
     """Write a number with its unit, '-' for one that was not measured."""
     return '-' if value is None else f'{value:.{digits}f}{unit and " " + unit}'
-
-
-def write_json(content: dict, path: str | os.PathLike) -> None:
-    """Write a JSON file that appears under its name when it is complete."""
-    with replacing(path) as temporary:
-        Path(temporary).write_text(json.dumps(content, indent=2) + '\n')
 
 
 def draw_bars(

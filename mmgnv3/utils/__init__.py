@@ -1,5 +1,6 @@
 """What every floor above may use."""
 
-from .files import replacing, sha256
+from .checkpoints import read_checkpoint
+from .files import replacing, sha256, write_json
 
-__all__ = ['replacing', 'sha256']
+__all__ = ['read_checkpoint', 'replacing', 'sha256', 'write_json']

@@ -1,6 +1,7 @@
 """Files that appear under their name when they are complete, and what is in them."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,17 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(content: dict, path: str | os.PathLike) -> None:
+    """Write a JSON file that appears under its name when it is complete.
+
+    Args:
+        content: What ``json`` can write.
+        path: File to write; its folder is created.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + '\n')
 
 
 def sha256(path: str | os.PathLike) -> str:
