@@ -1,45 +1,9 @@
-"""Reading checkpoints so that a wrong file is named before work is lost."""
+"""Loading checkpoints into networks so that a wrong file is named before work is lost."""
 
-import os
 from typing import Any
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
-
-
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """Load a checkpoint to the CPU.
-
-    Args:
-        path: A file or anything else that mmengine's checkpoint loader knows, such as a URL.
-
-    Returns:
-        What was saved, as it is.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        OSError: If it cannot be downloaded.
-        ValueError: If it is not a checkpoint or only a part of one.
-    """
-    if '://' not in path and not os.path.isfile(path):
-        raise FileNotFoundError(f'There is no checkpoint {os.path.abspath(path)}.')
-    try:
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
-    except Exception as error:
-        # Loaders of addresses say themselves what is wrong.
-        if '://' in path and isinstance(error, OSError | ValueError):
-            raise
-        # What torch raises depends on the byte at which a file ends.
-        raise ValueError(
-            f'{path} cannot be read: it is no checkpoint, or was cut off when it was written or '
-            f'copied ({type(error).__name__}: {_first_line(error)}). Take another one.'
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(
-            f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}, not a dict.'
-        )
-    return checkpoint
 
 
 def load_weights(
@@ -49,7 +13,7 @@ def load_weights(
 
     Args:
         model: The network, possibly inside a data-parallel or test-time augmentation wrapper.
-        checkpoint: As :func:`read_checkpoint` returns it.
+        checkpoint: As :func:`mmgnv3.utils.read_checkpoint` returns it.
         path: Where it came from, for the message.
         which: Which weights of a run with an EMA hook: ``'ema'`` (the average) or ``'raw'``. None:
             what stands under ``state_dict``, which is the average where there is one.
@@ -93,7 +57,3 @@ def _select_weights(checkpoint: dict[str, Any], which: str | None, path: str) ->
 
 def _more(names: list[str]) -> str:
     return f'and {len(names) - 1} more' if len(names) > 1 else 'only'
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [''])[0]

@@ -16,8 +16,9 @@ from mmgnv3.reparam import (
     is_deployed_checkpoint,
     save_deployed,
 )
+from mmgnv3.utils import read_checkpoint
 
-from .checkpoint import load_weights, read_checkpoint
+from .checkpoint import load_weights
 from .run import read_config
 
 # Large enough for SSD's last maps and the deepest map of anything that ends at stride 64.

@@ -7,9 +7,10 @@ from mmengine.device import get_device
 from mmengine.registry import DATASETS, MODELS
 
 from mmgnv3.reparam import fold, is_deployed_checkpoint
+from mmgnv3.utils import read_checkpoint
 from mmgnv3.visualization import draw_detections
 
-from .checkpoint import load_weights, read_checkpoint
+from .checkpoint import load_weights
 from .preflight import check_data
 from .run import read_config
 

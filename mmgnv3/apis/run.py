@@ -21,9 +21,9 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
 from mmgnv3.reparam import fold, is_deployed_checkpoint
-from mmgnv3.utils import replacing
+from mmgnv3.utils import read_checkpoint, replacing
 
-from .checkpoint import load_weights, read_checkpoint
+from .checkpoint import load_weights
 from .parts import check_parts
 from .preflight import check_data, iter_datasets
 

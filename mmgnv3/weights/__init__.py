@@ -3,7 +3,6 @@
 from .address import load_address
 from .convert import ConvertedWeights, convert_checkpoint, convert_file
 from .public import locate
-from .reading import read_foreign
 
 __all__ = [
     'ConvertedWeights',
@@ -11,5 +10,4 @@ __all__ = [
     'convert_file',
     'load_address',
     'locate',
-    'read_foreign',
 ]

@@ -3,9 +3,10 @@
 import re
 from typing import Any
 
+from mmgnv3.utils import read_checkpoint
+
 from .convert import convert_checkpoint
 from .public import SCHEME, locate, what_exists
-from .reading import read_foreign
 
 
 def load_address(address: str, map_location: Any = None) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def load_address(address: str, map_location: Any = None) -> dict[str, Any]:
     source, ema, digest = _parse(address)
     path = locate(source, digest)
     try:
-        checkpoint = convert_checkpoint(read_foreign(path), ema).checkpoint()
+        checkpoint = convert_checkpoint(read_checkpoint(path), ema).checkpoint()
     except ValueError as error:
         raise ValueError(f'{address}: {error}') from error
     if map_location is not None and not callable(map_location):

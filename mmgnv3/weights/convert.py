@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from mmgnv3.models import GhostNetV3
-from mmgnv3.utils import replacing
+from mmgnv3.utils import read_checkpoint, replacing
 
 from .mapping import rename
-from .reading import read_foreign
 
 # Its output channels tell the width.
 _LAST_CONV = 'blocks.9.0.conv.weight'
@@ -83,7 +82,7 @@ def convert_file(
     if os.path.exists(path) and os.path.exists(out) and os.path.samefile(path, out):
         raise ValueError(f'{out} is the file to convert. Give the converted one another name.')
     try:
-        converted = convert_checkpoint(read_foreign(path), ema)
+        converted = convert_checkpoint(read_checkpoint(path), ema)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
     with replacing(out) as temporary:

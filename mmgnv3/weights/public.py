@@ -14,9 +14,7 @@ from filelock import FileLock
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
-from mmgnv3.utils import replacing, sha256
-
-from .reading import read_foreign
+from mmgnv3.utils import read_checkpoint, replacing, sha256
 
 SCHEME = 'ghostnetv3://'
 # A folder, or its URL, that has the public files: for machines without the internet.
@@ -120,7 +118,7 @@ def _fetch(url: str, path: Path, digest: str | None) -> None:
             ) from error
         _check_digest(temporary, digest, url)
         # A connection that breaks leaves a part of the file, without an error.
-        read_foreign(temporary)
+        read_checkpoint(temporary, url)
     if digest is None:
         print_log(
             f'No digest of {url} is known. The SHA-256 of what came is {sha256(path)}; '

@@ -3,50 +3,8 @@ import torch
 from mmengine.model import BaseTTAModel
 from torch import nn
 
-from mmgnv3.apis.checkpoint import load_weights, read_checkpoint
+from mmgnv3.apis.checkpoint import load_weights
 from mmgnv3.models import GhostNetV3
-
-
-@pytest.fixture
-def saved(tmp_path):
-    path = tmp_path / 'net.pth'
-    torch.save(dict(meta=dict(epoch=3), state_dict=nn.Linear(2, 3).state_dict()), path)
-    return path
-
-
-def _cut(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def test_read(saved):
-    assert read_checkpoint(str(saved))['meta'] == dict(epoch=3)
-
-
-def test_read_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f'no checkpoint {tmp_path}/gone.pth'):
-        read_checkpoint(str(tmp_path / 'gone.pth'))
-
-
-@pytest.mark.parametrize(
-    'corrupt',
-    [_cut, lambda path: path.write_bytes(b''), lambda path: path.write_text('hello')],
-    ids=['cut', 'empty', 'text'],
-)
-def test_read_corrupt(saved, corrupt):
-    corrupt(saved)
-    with pytest.raises(ValueError, match=r'net\.pth cannot be read.*cut off'):
-        read_checkpoint(str(saved))
-
-
-def test_address_says_itself_what_is_wrong():
-    with pytest.raises(ValueError, match=r'^There are no public weights of GhostNetV3 0\.5x'):
-        read_checkpoint('ghostnetv3://0.5x')
-
-
-def test_read_something_else(saved):
-    torch.save([1, 2], saved)
-    with pytest.raises(ValueError, match='holds a list'):
-        read_checkpoint(str(saved))
 
 
 class _Augmented(BaseTTAModel):

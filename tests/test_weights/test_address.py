@@ -11,8 +11,8 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from mmpretrain.registry import MODELS
 
-from mmgnv3.utils import sha256
-from mmgnv3.weights import convert_checkpoint, load_address, read_foreign
+from mmgnv3.utils import read_checkpoint, sha256
+from mmgnv3.weights import convert_checkpoint, load_address
 from tests.test_weights.foreign import timm_network, weights_of, write_reference_file
 from tests.utils import classifier_config
 
@@ -25,7 +25,7 @@ def source(tmp_path_factory):
 @pytest.fixture
 def expected(source):
     def convert(ema=None):
-        return convert_checkpoint(read_foreign(source), ema).state_dict
+        return convert_checkpoint(read_checkpoint(source), ema).state_dict
 
     return convert
 
@@ -141,7 +141,7 @@ def test_nothing_has_to_be_imported(source, tmp_path):
         text=True,
         check=True,
     )
-    weight = convert_checkpoint(read_foreign(source)).state_dict[
+    weight = convert_checkpoint(read_checkpoint(source)).state_dict[
         'backbone.stem.0.branches.0.conv.weight'
     ]
     assert float(run.stdout.split()[-1]) == weight.double().sum().item()
