@@ -1,9 +1,7 @@
 """GhostNetV3 (arXiv 2404.11202) as a backbone for any OpenMMLab framework."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
 
 import torch
 from mmengine.model import BaseModule
@@ -19,16 +17,9 @@ from mmgnv3.models.layers import (
 )
 from mmgnv3.models.layers.ghost import make_divisible
 from mmgnv3.registry import MODELS
+from mmgnv3.utils.arguments import is_integer, is_real
 
-
-class Row(NamedTuple):
-    """One bottleneck of an architecture table, at width 1.0."""
-
-    kernel_size: int
-    hidden_channels: int
-    out_channels: int
-    se_ratio: float
-    stride: int
+from .arch_table import read_arch, split_into_stages
 
 
 @MODELS.register_module()
@@ -154,23 +145,20 @@ class GhostNetV3(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        if not (
-            isinstance(widen_factor, int | float)
-            and math.isfinite(widen_factor)
-            and widen_factor > 0
-        ):
+        if not is_real(widen_factor) or widen_factor <= 0:
             raise ValueError(f'widen_factor must be a positive number, got {widen_factor!r}.')
-        table = self._read_arch(arch)
-        stage_rows = _split_into_stages(table['rows'])
+        table = read_arch(arch, self.arch_settings)
+        stage_rows = split_into_stages(table['rows'])
         num_stages = len(stage_rows) + 1
 
         self.arch = arch
         self.widen_factor = widen_factor
         self.out_indices = _check_out_indices(out_indices, num_stages)
-        if not -1 <= frozen_stages <= max(self.out_indices):
+        last_stage = max(self.out_indices)
+        if not is_integer(frozen_stages) or not -1 <= frozen_stages <= last_stage:
             raise ValueError(
-                f'frozen_stages must lie between -1 (none) and {max(self.out_indices)}, the last '
-                f'stage that is built, got {frozen_stages}.'
+                f'frozen_stages must be an integer between -1 (none) and {last_stage}, the last '
+                f'stage that is built, got {frozen_stages!r}.'
             )
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -189,7 +177,7 @@ class GhostNetV3(BaseModule):
         stage_channels, stage_strides = [], []
         self.min_input_size = 1
         block_index = 0
-        for rows in stage_rows[: max(self.out_indices) + 1]:
+        for rows in stage_rows[: last_stage + 1]:
             blocks = []
             for row in rows:
                 with_gate = block_index >= self.num_ungated_blocks
@@ -214,7 +202,7 @@ class GhostNetV3(BaseModule):
             self.stages.append(nn.Sequential(*blocks))
             stage_channels.append(channels)
             stage_strides.append(stride)
-        if max(self.out_indices) == num_stages - 1:
+        if last_stage == num_stages - 1:
             last_channels = make_divisible(table['last_channels'] * widen_factor)
             self.stages.append(
                 nn.Sequential(
@@ -227,37 +215,6 @@ class GhostNetV3(BaseModule):
         self.out_strides = tuple(stage_strides[i] for i in self.out_indices)
         set_training_form(self, training_form)
         self._freeze_stages()
-
-    @classmethod
-    def _read_arch(cls, arch: str | dict) -> dict:
-        base = cls.arch_settings['base']
-        if isinstance(arch, str):
-            if arch not in cls.arch_settings:
-                raise ValueError(
-                    f'Unknown arch {arch!r}. Known are {", ".join(map(repr, cls.arch_settings))}; '
-                    'a dict makes another one.'
-                )
-            arch = cls.arch_settings[arch]
-        elif not isinstance(arch, dict) or set(arch) - set(base):
-            raise ValueError(
-                f'An arch is a name or a dict with keys among {", ".join(base)}, got {arch!r}.'
-            )
-        table = {**base, **arch}
-        for key in ('stem_channels', 'stem_stride', 'last_channels'):
-            if not isinstance(table[key], int) or table[key] < 1:
-                raise ValueError(f'arch: {key} must be a positive integer, got {table[key]!r}.')
-        rows = []
-        for row in table['rows']:
-            if len(row) != len(Row._fields):
-                raise ValueError(f'arch: a row is ({", ".join(Row._fields)}), got {tuple(row)}.')
-            row = Row(*row)
-            if min(row.hidden_channels, row.out_channels, row.stride) < 1 or row.se_ratio < 0:
-                raise ValueError(f'arch: channels and stride are positive numbers, got {row}.')
-            rows.append(row)
-        if not rows:
-            raise ValueError('arch: rows is empty; a network needs at least one block.')
-        table['rows'] = rows
-        return table
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the maps of the stages in ``out_indices``.
@@ -325,7 +282,8 @@ class GhostNetV3(BaseModule):
         # checkpoint of another network has to be refused here.
         for key in list(state_dict):
             stage = key.removeprefix(f'{prefix}stages.').split('.')[0]
-            if key.startswith(f'{prefix}stages.') and int(stage) >= len(self.stages):
+            is_stage = key.startswith(f'{prefix}stages.') and stage.isdecimal()
+            if is_stage and int(stage) >= len(self.stages):
                 del state_dict[key]
         theirs = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
         ours = self.state_dict()
@@ -367,28 +325,20 @@ def _in_fast_format(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _split_into_stages(rows: Sequence[Row]) -> list[list[Row]]:
-    stages: list[list[Row]] = [[]]
-    for row in rows:
-        if row.stride > 1 and stages[-1]:
-            stages.append([])
-        stages[-1].append(row)
-    return stages
-
-
 def _check_out_indices(out_indices: Sequence[int] | None, num_stages: int) -> tuple[int, ...]:
     if out_indices is None:
         return (num_stages - 1,)
-    if isinstance(out_indices, int):
-        out_indices = (out_indices,)
-    if not out_indices or any(not -num_stages <= i < num_stages for i in out_indices):
+    out_indices = tuple(out_indices) if isinstance(out_indices, Iterable) else (out_indices,)
+    if not out_indices or not all(
+        is_integer(i) and -num_stages <= i < num_stages for i in out_indices
+    ):
         raise ValueError(
-            f'out_indices must name stages between 0 and {num_stages - 1} (the last 1 x 1 '
-            f'convolution), got {tuple(out_indices)}.'
+            f'out_indices must be integers that name stages between 0 and {num_stages - 1} (the '
+            f'last 1 x 1 convolution), got {out_indices}.'
         )
-    indices = tuple(i % num_stages for i in out_indices)
+    indices = tuple(int(i) % num_stages for i in out_indices)
     if len(set(indices)) < len(indices):
-        raise ValueError(f'out_indices names a stage twice: {tuple(out_indices)}.')
+        raise ValueError(f'out_indices names a stage twice: {out_indices}.')
     return indices
 
 

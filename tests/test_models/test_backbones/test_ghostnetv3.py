@@ -1,6 +1,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -301,20 +302,34 @@ def test_checkpointing_changes_nothing():
         (dict(arch=dict(depth=3)), 'keys among'),
         (dict(arch=dict(rows=[])), 'at least one block'),
         (dict(arch=dict(rows=[(3, 16, 16, 0)])), 'a row is'),
+        (dict(arch=dict(rows=None)), 'at least one block'),
+        (dict(arch=dict(rows=[None])), 'a row is'),
+        (dict(arch=dict(rows=[3])), 'a row is'),
         (dict(arch=dict(rows=[(3, 16, 0, 0, 1)])), 'positive'),
+        (dict(arch=dict(rows=[(3, 16, 16, 0, 1.5)])), 'positive integers'),
+        (dict(arch=dict(rows=[('3', 16, 16, 0, 1)])), 'positive integers'),
+        (dict(arch=dict(rows=[(3, 16, 16, math.nan, 1)])), 'SE ratio'),
+        (dict(arch=dict(rows=[(3, 16, 16, -0.25, 1)])), 'SE ratio'),
         (dict(arch=dict(rows=[(4, 16, 16, 0, 2)])), 'kernel_size must be odd'),
         (dict(arch=dict(stem_stride=0)), 'stem_stride'),
         (dict(widen_factor=0), 'widen_factor'),
         (dict(widen_factor=-1.0), 'widen_factor'),
         (dict(widen_factor=math.nan), 'widen_factor'),
         (dict(widen_factor='1.0x'), 'widen_factor'),
+        (dict(widen_factor=True), 'widen_factor'),
         (dict(num_branches=0), 'num_branches'),
         (dict(out_indices=(6,)), 'between 0 and 5'),
         (dict(out_indices=(-7,)), 'between 0 and 5'),
         (dict(out_indices=()), 'between 0 and 5'),
+        (dict(out_indices='23'), 'must be integers'),
+        (dict(out_indices=(2.0, 3)), 'must be integers'),
+        (dict(out_indices=True), 'must be integers'),
         (dict(out_indices=(2, 2)), 'twice'),
         (dict(out_indices=(5, -1)), 'twice'),
         (dict(frozen_stages=6), 'frozen_stages'),
+        (dict(frozen_stages='1'), 'frozen_stages must be an integer'),
+        (dict(frozen_stages=None), 'frozen_stages must be an integer'),
+        (dict(frozen_stages=2.5), 'frozen_stages must be an integer'),
         (dict(frozen_stages=3, out_indices=(2,)), 'frozen_stages'),
         (dict(norm_cfg=dict(type='GN', num_groups=2)), 'cannot be folded'),
     ],
@@ -323,6 +338,30 @@ def test_checkpointing_changes_nothing():
 def test_refused_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         GhostNetV3(**{**dict(widen_factor=0.5), **kwargs})
+
+
+def test_numbers_of_numpy_are_numbers():
+    """Configs compute their arguments, too."""
+    rows = [tuple(np.int64(v) for v in (3, 16, 16, 0, 1)), (3, 32, 20, np.float32(0.25), 2)]
+    backbone = make_backbone(
+        widen_factor=np.float32(0.5),
+        arch=dict(rows=rows),
+        out_indices=np.array([0, 1]),
+        frozen_stages=np.int64(0),
+    )
+    assert backbone.out_indices == (0, 1)
+    assert [tuple(x.shape) for x in backbone(torch.rand(2, 3, 32, 32))] == [
+        (2, 8, 16, 16),
+        (2, 12, 8, 8),
+    ]
+
+
+def test_key_of_no_stage_is_left_over():
+    backbone = make_backbone()
+    weights = {**backbone.state_dict(), 'stages.foo.x': torch.zeros(1)}
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"stages\.foo\.x"'):
+        backbone.load_state_dict(weights)
+    assert backbone.load_state_dict(weights, strict=False).unexpected_keys == ['stages.foo.x']
 
 
 @pytest.mark.parametrize(
