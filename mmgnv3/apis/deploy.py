@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +18,7 @@ from mmgnv3.reparam import (
 from mmgnv3.utils import read_checkpoint
 
 from .checkpoint import load_weights
+from .parts import build_model
 from .run import read_config
 
 # Large enough for SSD's last maps and the deepest map of anything that ends at stride 64.
@@ -70,13 +70,11 @@ def fold_checkpoint(
     """
     cfg = read_config(config, cfg_options)
     weights = read_checkpoint(checkpoint)
-    if is_deployed_checkpoint(checkpoint):
+    if is_deployed_checkpoint(weights):
         raise ValueError(f'{checkpoint} is folded already: tools/test.py takes it as it is.')
     if os.path.exists(out) and os.path.samefile(checkpoint, out):
         raise ValueError(f'{out} is the checkpoint itself. Give the folded one another name.')
-    with MODELS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
-        # Pretrained weights are read by init_weights(), which is not called.
-        model = registry.build(cfg.model)
+    model = build_model(cfg)
     load_weights(model, weights, checkpoint, which)
 
     folded, difference = fold_and_check(model, *_sample_inputs())

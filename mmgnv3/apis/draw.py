@@ -4,13 +4,14 @@ import os
 from typing import Any
 
 from mmengine.device import get_device
-from mmengine.registry import DATASETS, MODELS
+from mmengine.registry import DATASETS
 
 from mmgnv3.reparam import fold, is_deployed_checkpoint
 from mmgnv3.utils import read_checkpoint
 from mmgnv3.visualization import draw_detections
 
 from .checkpoint import load_weights
+from .parts import build_model
 from .preflight import check_data
 from .run import read_config
 
@@ -46,13 +47,11 @@ def draw_checkpoint(
     cfg = read_config(config, cfg_options)
     weights = read_checkpoint(checkpoint)
     check_data(cfg, (split,))
-    scope = cfg.get('default_scope', 'mmengine')
-    with MODELS.switch_scope_and_registry(scope) as registry:
-        model = registry.build(cfg.model)
-    if is_deployed_checkpoint(checkpoint):
+    model = build_model(cfg)
+    if is_deployed_checkpoint(weights):
         model = fold(model)
     load_weights(model, weights, checkpoint)
-    with DATASETS.switch_scope_and_registry(scope) as registry:
+    with DATASETS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
         dataset = registry.build(cfg[f'{split}_dataloader'].dataset)
     draw_detections(
         model.to(get_device()), dataset, out, num=num, columns=columns, score_thr=score_thr

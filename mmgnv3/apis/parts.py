@@ -1,37 +1,54 @@
-"""Checks of what a config builds, made before a runner makes a folder for it."""
+"""Building what a config describes, on trial before a runner makes a folder for it."""
 
 import copy
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS
+from torch import nn
+
+from .start import check_pretrained, check_start
 
 
-def check_parts(cfg: Config, resumed: dict[str, Any] | None = None) -> None:
+def build_model(cfg: Config) -> nn.Module:
+    """Build the network of a config, among the parts of its framework.
+
+    Weights that it names are read by ``init_weights()``, which is not called.
+
+    Args:
+        cfg: The whole config, which stays as it is.
+    """
+    with MODELS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
+        # Some networks write into their config.
+        return registry.build(copy.deepcopy(cfg.model))
+
+
+def check_parts(cfg: Config, start: tuple[str, dict[str, Any]] | None = None) -> None:
     """Build the network and the hooks of a training run once, on trial.
 
-    An argument that they refuse, a teacher that is missing or corrupt, and a checkpoint that
-    cannot be resumed with them are known then while nothing has been written.
+    An argument that they refuse, weights or a teacher that are missing or corrupt, and a checkpoint
+    that they cannot start from are known then while nothing has been written.
 
     Args:
         cfg: The whole config.
-        resumed: Content of the checkpoint that the run is resumed from, if it is.
+        start: Name and content of the checkpoint that the run starts from, if it does: it is
+            resumed from it if the config says so.
 
     Raises:
-        FileNotFoundError: If the teacher of a distilled run is missing.
-        ValueError: If its checkpoint is corrupt or another network's, or the run has other settings
-            than the resumed one. What a network or hook refuses is its own to raise.
+        FileNotFoundError: If weights of the network or of the teacher of a distilled run are
+            missing.
+        ValueError: If they are corrupt or another network's, or a resumed run has other settings
+            than it had. What a network or hook refuses is its own to raise.
     """
-    scope = cfg.get('default_scope', 'mmengine')
-    with MODELS.switch_scope_and_registry(scope) as registry:
-        # Some networks write into their config.
-        model = registry.build(copy.deepcopy(cfg.model))
+    model = build_model(cfg)
     teacher = getattr(model, 'teacher', None)
     if hasattr(teacher, 'check'):
         teacher.check()
         # Downloads are left to the run, whose processes take turns.
         if teacher.checkpoint and '://' not in teacher.checkpoint:
             teacher.build()
+    check_pretrained(model)
+    scope = cfg.get('default_scope', 'mmengine')
     with HOOKS.switch_scope_and_registry(scope) as registry:
         hooks = [
             # The priority is for the runner, not for the hook.
@@ -40,7 +57,11 @@ def check_parts(cfg: Config, resumed: dict[str, Any] | None = None) -> None:
             else hook
             for hook in cfg.get('custom_hooks') or []
         ]
-    if resumed is not None:
+    if start is None:
+        return
+    path, checkpoint = start
+    if cfg.get('resume'):
         for hook in hooks:
             if hasattr(hook, 'check_resume'):
-                hook.check_resume(resumed, model, hooks)
+                hook.check_resume(checkpoint, model, hooks)
+    check_start(cfg, model, path, checkpoint)

@@ -17,15 +17,16 @@ from mmengine.device import get_device
 from mmengine.dist import is_distributed, is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.registry import METRICS, RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from torch import nn
 
 from mmgnv3.reparam import fold, is_deployed_checkpoint
 from mmgnv3.utils import read_checkpoint, replacing
 
 from .checkpoint import load_weights
-from .parts import check_parts
+from .parts import build_model, check_parts
 from .preflight import check_data, iter_datasets
+from .start import read_start
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,9 @@ def train(
     if resume:
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume
-    checkpoint = _check_start(cfg)
+    start = read_start(cfg)
     check_data(cfg, ('train', 'val'))
-    check_parts(cfg, checkpoint if cfg.get('resume') else None)
+    check_parts(cfg, start)
     return _build_runner(cfg).train()
 
 
@@ -201,15 +202,20 @@ def test(
     weights = read_checkpoint(checkpoint)
     cfg.load_from, cfg.resume = checkpoint, False
     check_data(cfg, ('test',))
+    deployed = is_deployed_checkpoint(weights)
+    # The runner would only log keys that do not fit, and evaluate random weights. On trial first,
+    # while it has not made its folder.
+    trial = build_model(cfg)
+    load_weights(fold(trial) if deployed else trial, weights, checkpoint)
+    del trial
 
     runner = _build_runner(cfg)
-    if is_deployed_checkpoint(checkpoint):
+    if deployed:
         folded = fold(runner.model)
         if is_model_wrapper(runner.model):
             runner.model.module = folded
         else:
             runner.model = folded
-    # The runner would only log keys that do not fit, and evaluate random weights.
     load_weights(runner.model, weights, checkpoint)
     if out and out_item != 'metrics':
         dump = dict(type=host.dump_metric, out_file_path=out)
@@ -244,7 +250,7 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no config.
+        ValueError: If it is no config, or none of a network.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'There is no config {os.path.abspath(path)}.')
@@ -255,6 +261,8 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
             f'{path} is not a valid config: {type(error).__name__}: {error}'
         ) from error
     cfg.merge_from_dict(options or {})
+    if not cfg.get('model'):
+        raise ValueError(f'{path} has no model: it is a part of a config, or of something else.')
     return cfg
 
 
@@ -270,22 +278,6 @@ def _set_loaders(cfg: Config, host: _Host, no_pin_memory: bool, no_persistent: b
         # PyTorch refuses persistent workers where there are no workers.
         if no_persistent or not loader.get('num_workers'):
             loader.persistent_workers = False
-
-
-def _check_start(cfg: Config) -> dict[str, Any] | None:
-    """Read the checkpoint that training starts from: mmengine opens it after building it all."""
-    start = cfg.get('load_from')
-    if not start and cfg.get('resume'):
-        start = find_latest_checkpoint(cfg.work_dir)
-    if not start:
-        return None
-    checkpoint = read_checkpoint(start)
-    if cfg.get('resume') and not {'meta', 'message_hub'} <= checkpoint.keys():
-        raise ValueError(
-            f'{start} holds weights without the state of a training run, so nothing can be '
-            f'resumed. To start from its weights: --cfg-options load_from={start}'
-        )
-    return checkpoint
 
 
 def _add_tta(cfg: Config, host: _Host) -> None:

@@ -58,20 +58,14 @@ def _is_plain(value: Any) -> bool:
     return type(value) in (str, int, float, bool)
 
 
-def is_deployed_checkpoint(path: str | os.PathLike) -> bool:
-    """Whether a file was written by :func:`save_deployed`.
+def is_deployed_checkpoint(checkpoint: Any) -> bool:
+    """Whether a checkpoint holds a folded network, as :func:`save_deployed` writes it.
 
     Args:
-        path: A checkpoint file on this machine.
+        checkpoint: Its content, see :func:`mmgnv3.utils.read_checkpoint`.
 
     Returns:
-        False for every other checkpoint, also for those that hold more than plain data.
+        False for every other checkpoint.
     """
-    try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except Exception:
-        # Anything that does not load as plain data, mmengine's own checkpoints included, is not
-        # one of ours; whether it is a checkpoint at all is for its loader to say.
-        return False
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
     return isinstance(meta, dict) and meta.get('deployed') is True

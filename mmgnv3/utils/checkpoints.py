@@ -45,6 +45,7 @@ def read_checkpoint(filename: str | os.PathLike, label: str | None = None) -> di
         ValueError: If it is no checkpoint or only a part of one, or holds another class.
     """
     filename = os.fspath(filename)
+    missing = f'{label} is missing: there' if label else 'There'
     label = label or filename
     if filename.startswith(('http://', 'https://')):
         path = _fetch(filename, label)
@@ -55,7 +56,7 @@ def read_checkpoint(filename: str | os.PathLike, label: str | None = None) -> di
     else:
         path = os.path.expanduser(filename)
         if not os.path.isfile(path):
-            raise FileNotFoundError(f'There is no checkpoint {os.path.abspath(path)}.')
+            raise FileNotFoundError(f'{missing} is no checkpoint {os.path.abspath(path)}.')
         content = _read_file(path, label)
     if not isinstance(content, dict):
         raise ValueError(f'{label} is no checkpoint: it holds a {type(content).__name__}.')

@@ -3,6 +3,7 @@ import torch
 from mmengine.config import Config
 
 from mmgnv3.apis import run
+from mmgnv3.apis.parts import build_model
 from tests.test_apis.tiny import write_classification, write_detection
 
 WRITERS = dict(mmdet=write_detection, mmpretrain=write_classification)
@@ -27,11 +28,18 @@ def config(configs, host):
     return configs[host]
 
 
+@pytest.fixture(scope='module')
+def checkpoints(configs, tmp_path_factory):
+    paths = {host: str(tmp_path_factory.mktemp(host) / 'weights.pth') for host in configs}
+    for host, path in paths.items():
+        model = build_model(Config.fromfile(configs[host]))
+        torch.save(dict(state_dict=model.state_dict()), path)
+    return paths
+
+
 @pytest.fixture
-def checkpoint(tmp_path):
-    path = str(tmp_path / 'weights.pth')
-    torch.save(dict(state_dict={}), path)
-    return path
+def checkpoint(checkpoints, host):
+    return checkpoints[host]
 
 
 @pytest.fixture
@@ -117,9 +125,9 @@ def test_resume_of_nothing_starts_anew(plan, config, tmp_path):
     assert cfg.load_from is None
 
 
-def test_resume_of_a_file(plan, config, tmp_path):
+def test_resume_of_a_file(plan, config, checkpoint, tmp_path):
     path = str(tmp_path / 'epoch_1.pth')
-    torch.save(dict(meta={}, message_hub={}, state_dict={}), path)
+    torch.save(dict(torch.load(checkpoint), meta={}, message_hub={}), path)
     cfg = plan(run.train, config, resume=path)
     assert (cfg.resume, cfg.load_from) == (True, path)
     (tmp_path / 'last_checkpoint').write_text(path)
@@ -178,10 +186,11 @@ def test_tta_by_default_flips(plan, config, checkpoint, host):
     assert [t.prob for t in last.transforms[0]] == [1.0, 0.0]
 
 
-def test_tta_of_the_config(plan, configs, checkpoint):
-    own = dict(tta_model=dict(type='Mine'), tta_pipeline=[dict(type='Own')])
-    cfg = plan(run.test, configs['mmdet'], checkpoint, tta=True, cfg_options=own)
-    assert cfg.model.type == 'Mine'
+def test_tta_of_the_config(plan, configs, checkpoints):
+    tta = dict(type='DetTTAModel', tta_cfg=dict(max_per_img=7))
+    own = dict(tta_model=tta, tta_pipeline=[dict(type='Own')])
+    cfg = plan(run.test, configs['mmdet'], checkpoints['mmdet'], tta=True, cfg_options=own)
+    assert cfg.model.tta_cfg.max_per_img == 7
     assert cfg.test_dataloader.dataset.pipeline == own['tta_pipeline']
 
 
@@ -210,7 +219,12 @@ def test_missing_checkpoint(config):
 
 @pytest.mark.parametrize(
     ('text', 'message'),
-    [('a = (', 'is not a valid config: SyntaxError'), ('a = 1', 'default_scope=None')],
+    [
+        ('a = (', 'is not a valid config: SyntaxError'),
+        ('a = 1', 'has no model'),
+        ('model = dict()', 'has no model'),
+        ("model = dict(type='A')", 'default_scope=None'),
+    ],
 )
 def test_unusable_config(tmp_path, text, message):
     path = tmp_path / 'bad.py'

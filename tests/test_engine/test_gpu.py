@@ -54,7 +54,7 @@ def test_a_distilled_run_with_everything(folder):
     for weights in (saved['state_dict'], raw_weights(saved)):
         for value in weights.values():
             assert value.device.type == 'cpu' and value.isfinite().all()
-    assert is_deployed_checkpoint('work/deployed_epoch_3.pth')
+    assert is_deployed_checkpoint(load('work/deployed_epoch_3.pth'))
 
     # Sums have no fixed order on a GPU: close, not equal.
     train(folder, 'resumed', '--resume', 'work/epoch_2.pth')

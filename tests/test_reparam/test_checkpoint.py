@@ -10,8 +10,8 @@ def test_round_trip(tmp_path):
     folded = fold(GhostNetV3(widen_factor=0.5))
     path = tmp_path / 'new' / 'deployed.pth'
     save_deployed(folded, path, meta=dict(epoch=3))
-    assert is_deployed_checkpoint(path)
     checkpoint = torch.load(path, weights_only=True)
+    assert is_deployed_checkpoint(checkpoint)
     assert checkpoint['meta'] == dict(epoch=3, deployed=True, mmgnv3_version=mmgnv3.__version__)
     assert checkpoint.keys() == {'meta', 'state_dict'}
     other = GhostNetV3(widen_factor=0.5, deploy=True)
@@ -41,18 +41,8 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         dict(meta=dict(deployed=False), state_dict={}),
         dict(meta='deployed'),
         [1, 2],
-        dict(meta=dict(deployed=True, config=object)),
     ],
     ids=str,
 )
-def test_other_checkpoints_are_not_deployed_ones(tmp_path, content):
-    path = tmp_path / 'other.pth'
-    torch.save(content, path)
-    assert not is_deployed_checkpoint(path)
-
-
-def test_truncated_and_missing_files_are_not_deployed_ones(tmp_path):
-    path = tmp_path / 'truncated.pth'
-    path.write_bytes(b'PK\x03\x04')
-    assert not is_deployed_checkpoint(path)
-    assert not is_deployed_checkpoint(tmp_path / 'missing.pth')
+def test_other_checkpoints_are_not_deployed_ones(content):
+    assert not is_deployed_checkpoint(content)

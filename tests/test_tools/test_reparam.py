@@ -12,6 +12,7 @@ from mmengine.registry import MODELS
 
 from mmgnv3.apis.deploy import fold_checkpoint
 from mmgnv3.reparam import checked_fold, fold, is_deployed_checkpoint
+from mmgnv3.utils import read_checkpoint
 from tests.test_apis.tiny import write_classification, write_detection
 from tests.utils import randomize_norms
 
@@ -108,7 +109,7 @@ def test_fold(case, tmp_path):
     assert saved['meta']['epoch'] == 3
     assert 'iter' not in saved['meta']
     assert saved['meta']['dataset_meta'] == dict(classes=('a', 'b'), palette=[(1, 2, 3)])
-    assert is_deployed_checkpoint(out)
+    assert is_deployed_checkpoint(saved)
     for name, value in folded.state_dict().items():
         torch.testing.assert_close(saved['state_dict'][name], value)
     assert saved['state_dict'].keys() == folded.state_dict().keys()
@@ -236,7 +237,7 @@ def test_command_line(detector, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', [tool, *detector, out])
     runpy.run_path(tool, run_name='__main__')
     assert re.match(rf'{out}: 1,\d{{3}},\d{{3}} parameters folded into \d', capsys.readouterr().out)
-    assert is_deployed_checkpoint(out)
+    assert is_deployed_checkpoint(read_checkpoint(out))
 
     monkeypatch.setattr(sys, 'argv', [tool, detector[0], out, str(tmp_path / 'again.pth')])
     with pytest.raises(SystemExit, match='^error: .*is folded already'):

@@ -11,6 +11,7 @@ from torch import nn
 from mmgnv3.models import GhostNetV3
 from mmgnv3.models.layers.ghost import GhostModule
 from mmgnv3.reparam import is_deployed_checkpoint
+from mmgnv3.utils import read_checkpoint
 from mmgnv3.weights import ConvertedWeights, convert_checkpoint, convert_file
 from tests.test_weights.foreign import FORMS, timm_network, weights_of, write_reference_file
 from tests.utils import classifier_config
@@ -208,7 +209,7 @@ def test_file_with_averaged_weights(ema, seed, tmp_path):
     assert saved['state_dict'].keys() == converted.state_dict.keys()
     assert all(torch.equal(v, saved['state_dict'][k]) for k, v in converted.state_dict.items())
     assert_same_outputs(load_classifier(converted), timm_network(0.5, 10, seed))
-    assert not is_deployed_checkpoint(out)
+    assert not is_deployed_checkpoint(saved)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_a_folded_file_is_known_as_such(tmp_path):
     source, out = tmp_path / 'folded.pth', tmp_path / 'converted.pth'
     torch.save(reparameterize_model(timm_network(0.5)).state_dict(), source)
     convert_file(source, out)
-    assert is_deployed_checkpoint(out)
+    assert is_deployed_checkpoint(read_checkpoint(out))
     init_cfg = dict(type='Pretrained', checkpoint=str(out), prefix='backbone.')
     backbone = GhostNetV3(widen_factor=0.5, deploy=True, init_cfg=init_cfg)
     backbone.init_weights()

@@ -39,7 +39,7 @@ def test_the_weights_in_use_are_folded(folder, config, hooks):
 
     path = folder / 'work/deployed_epoch_1.pth'
     deployed = torch.load(path, weights_only=True)
-    assert is_deployed_checkpoint(path)
+    assert is_deployed_checkpoint(deployed)
     assert deployed.keys() == {'meta', 'state_dict'}
     assert deployed['meta']['epoch'] == 1
     assert deployed['meta']['iter'] == 4
@@ -131,7 +131,7 @@ def test_a_run_that_had_ended_is_folded_when_it_is_resumed(folder):
     make_runner(folder / 'plain.py', 'work', custom_hooks=[EMA], **ONE_EPOCH).train()
     options = dict(ONE_EPOCH, resume=True, custom_hooks=[EMA, REPARAM])
     make_runner(folder / 'plain.py', 'work', **options).train()
-    assert is_deployed_checkpoint('work/deployed_epoch_1.pth')
+    assert is_deployed_checkpoint(load('work/deployed_epoch_1.pth'))
 
 
 class Spy(Hook):
