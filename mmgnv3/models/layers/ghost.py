@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from .gated_concat import gated_concat
 from .multi_branch_conv import BranchConfig, MultiBranchConv2d
+from .norms import is_foldable_norm, process_group
 from .pointwise_algebra import statistics_dtype
 
 
@@ -65,7 +66,7 @@ class DFCGate(BaseModule):
 
         Raises:
             ValueError: If the map has fewer than 2 rows or columns, so that nothing is left after
-                pooling.
+                pooling, or if one pixel of one image is left and its norms are in training mode.
         """
         height, width = x.shape[-2:]
         if height < 2 or width < 2:
@@ -73,7 +74,20 @@ class DFCGate(BaseModule):
                 f'The DFC gate pools its input by 2 and got a map of {height} x {width} pixels. '
                 'Use larger images.'
             )
+        is_one_value = self.training and len(x) * (height // 2) * (width // 2) == 1
+        if is_one_value and self._takes_statistics():
+            raise ValueError(
+                f'The DFC gate pools its input of {height} x {width} pixels to a single one, and '
+                'the batch is one image: its batch norms cannot take a variance of one value. '
+                'Train with two images or more in a batch or with larger ones (97 pixels a side '
+                'where the stride is 32), or put the norms into eval mode (norm_eval=True).'
+            )
         return self.convs(F.avg_pool2d(x, kernel_size=2, stride=2)).sigmoid_()
+
+    def _takes_statistics(self) -> bool:
+        """Whether norms take the statistics of the batch, and of this process's alone."""
+        norms = [norm for norm in self.modules() if is_foldable_norm(norm) and norm.training]
+        return bool(norms) and process_group(norms) is None
 
 
 class GhostModule(BaseModule):
