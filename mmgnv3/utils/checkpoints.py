@@ -41,9 +41,13 @@ def read_checkpoint(filename: str | os.PathLike, label: str | None = None) -> di
     Raises:
         FileNotFoundError: If there is no such file.
         OSError: If it cannot be downloaded.
-        RuntimeError: If it is a safetensors file and that package is not installed.
+        RuntimeError: If torch is older than 2.5, or safetensors is needed and not installed.
         ValueError: If it is no checkpoint or only a part of one, or holds another class.
     """
+    if not hasattr(torch.serialization, 'safe_globals'):
+        raise RuntimeError(
+            f'Reading checkpoints without running them needs torch 2.5, this is {torch.__version__}.'
+        )
     filename = os.fspath(filename)
     missing = f'{label} is missing: there' if label else 'There'
     label = label or filename

@@ -141,6 +141,12 @@ def test_without_safetensors(path, monkeypatch):
         read_checkpoint(path)
 
 
+def test_with_a_torch_that_cannot_refuse(path, monkeypatch):
+    monkeypatch.delattr(torch.serialization, 'safe_globals')
+    with pytest.raises(RuntimeError, match=r'needs torch 2\.5'):
+        read_checkpoint(path)
+
+
 def test_address_says_itself_what_is_wrong():
     with pytest.raises(ValueError, match=r'^There are no public weights of GhostNetV3 0\.5x'):
         read_checkpoint('ghostnetv3://0.5x')
