@@ -46,7 +46,7 @@ def read_checkpoint(filename: str | os.PathLike, label: str | None = None) -> di
     """
     if not hasattr(torch.serialization, 'safe_globals'):
         raise RuntimeError(
-            f'Reading checkpoints without running them needs torch 2.5, this is {torch.__version__}.'
+            f'Opening checkpoints safely needs torch 2.5; this is torch {torch.__version__}.'
         )
     filename = os.fspath(filename)
     missing = f'{label} is missing: there' if label else 'There'
