@@ -10,7 +10,7 @@ from tests.test_engine.runs import make_runner, write_configs
 
 OTHER_ARCH = {'model.backbone.arch.stem_channels': 16}
 OTHER_FORM = {'model.backbone.num_branches': 1}
-OTHER_CLASSES = {'model.head.num_classes': 3}
+OTHER_HEAD = {'model.head.mid_channels': [4]}
 PRETRAINED = dict(type='Pretrained', checkpoint='whole.pth', prefix='backbone.')
 
 
@@ -65,7 +65,7 @@ def start(source, monkeypatch):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(OTHER_CLASSES), r'size mismatch for head\.\S+'),
+        (dict(OTHER_HEAD), r'size mismatch for head\.\S+'),
         (dict(OTHER_ARCH), 'stem channels|another arch'),
         (dict(OTHER_FORM), 'another GhostNetV3'),
         ({'model.head.mid_channels': [8, 8]}, r'size mismatch|lacks head\.\S+'),
@@ -102,7 +102,7 @@ def test_load_from_another_network(start, options, message):
         start(options)
 
 
-@pytest.mark.parametrize('options', [{}, OTHER_CLASSES], ids=['same', 'other classes'])
+@pytest.mark.parametrize('options', [{}, OTHER_HEAD], ids=['same', 'other head'])
 def test_load_from_another_head_is_said_once(start, options, monkeypatch):
     warnings = []
     monkeypatch.setattr('mmgnv3.apis.start.print_log', lambda text, *args: warnings.append(text))
@@ -137,13 +137,13 @@ def test_pretrained_that_does_not_fit(start, init, options, error, message):
 @pytest.mark.parametrize('init', [{}, dict(checkpoint='backbone.pth', prefix=None)], ids=str)
 def test_pretrained_that_fits(start, init):
     with pytest.raises(_Planned):
-        start({**OTHER_CLASSES, 'model.backbone.init_cfg': [{**PRETRAINED, **init}]})
+        start({**OTHER_HEAD, 'model.backbone.init_cfg': [{**PRETRAINED, **init}]})
 
 
 def test_pretrained_of_a_whole_network(start):
     options = {'model.init_cfg': {**PRETRAINED, 'prefix': None}}
     with pytest.raises(_Planned):
-        start({**OTHER_CLASSES, **options})
+        start({**OTHER_HEAD, **options})
     with pytest.raises(ValueError, match=r'whole\.pth of model\.init_cfg .*another GhostNetV3'):
         start({**OTHER_FORM, **options})
 
