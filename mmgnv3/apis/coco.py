@@ -2,11 +2,14 @@
 
 import json
 import os
+import reprlib
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from PIL import Image
+
+from mmgnv3.utils.arguments import is_real
 
 # A file above this many bytes is not parsed, since the data set will do that anyway: COCO's own
 # training set (450 MB) would take 20 s more. The validation set has 20 MB.
@@ -14,17 +17,29 @@ _MAX_PARSED_BYTES = 100 << 20
 # So many images, evenly spaced over the set, are decoded: one or two milliseconds each.
 _MAX_DECODED_IMAGES = 2000
 
-# What mmdet and pycocotools read from every entry.
-_FIELDS = dict(
-    images={'id', 'file_name', 'height', 'width'},
-    categories={'id', 'name'},
-    annotations={'id', 'image_id', 'category_id', 'bbox', 'area'},
+_Kind = tuple[Callable[[Any], bool], str]
+_ID: _Kind = (lambda v: is_real(v) or isinstance(v, str), 'a number or a text')
+_TEXT: _Kind = (lambda v: isinstance(v, str) and v != '', 'a text')
+_SIZE: _Kind = (lambda v: is_real(v) and v > 0, 'a positive number')
+_NUMBER: _Kind = (is_real, 'a number')
+_FLAG: _Kind = (lambda v: v in (0, 1), '0 or 1')
+_BOX: _Kind = (
+    lambda v: isinstance(v, list) and len(v) == 4 and all(map(is_real, v)),
+    'four numbers [x, y, width, height] in pixels',
 )
+# What mmdet and pycocotools read from every entry.
+_FIELDS: dict[str, dict[str, _Kind]] = dict(
+    images=dict(id=_ID, file_name=_TEXT, height=_SIZE, width=_SIZE),
+    categories=dict(id=_ID, name=_TEXT),
+    annotations=dict(id=_ID, image_id=_ID, category_id=_ID, bbox=_BOX, area=_NUMBER),
+)
+# What pycocotools wants besides: it keeps ids of annotations in an array of numbers.
+_EVALUATED: dict[str, _Kind] = dict(id=_NUMBER, iscrowd=_FLAG)
 
 
 def check_coco(
     ann_file: str,
-    image_folder: str,
+    image_folder: str | None,
     classes: Sequence[str],
     *,
     skip_empty: bool = False,
@@ -35,7 +50,7 @@ def check_coco(
 
     Args:
         ann_file: The annotation file.
-        image_folder: Folder that the file names in it are relative to.
+        image_folder: Folder that the file names in it are relative to, None if images are not used.
         classes: Names of the classes in the order of their labels.
         skip_empty: Whether images without objects are not used.
         evaluated: Whether pycocotools evaluates against the file: it wants ``iscrowd``.
@@ -44,72 +59,109 @@ def check_coco(
     Raises:
         FileNotFoundError: If images are missing.
         ValueError: If the file or an image is corrupt, if the categories of the file are not the
-            classes, in their order, or if no image has an object of theirs.
+            classes, in their order, or if no image has an object of theirs. The first fault is
+            named.
     """
-    content = _read(ann_file)
-    if content is None:
+    if os.path.getsize(ann_file) > _MAX_PARSED_BYTES:
+        _check_end(ann_file)
         return
-    fields = {name: fields for name, fields in _FIELDS.items() if labelled or name != 'annotations'}
+    content = _read(ann_file)
+    fields = {name: kinds for name, kinds in _FIELDS.items() if labelled or name != 'annotations'}
     if labelled and evaluated:
-        fields['annotations'] = fields['annotations'] | {'iscrowd'}
-    for name, needed in fields.items():
-        _check_entries(content, name, needed, ann_file)
+        fields['annotations'] = fields['annotations'] | _EVALUATED
+    for name, kinds in fields.items():
+        _check_entries(content, name, kinds, ann_file)
     _check_classes(content['categories'], classes, ann_file)
 
     images = content['images']
     if labelled:
-        labels = {c['id'] for c in content['categories'] if c['name'] in classes}
-        with_objects = {a['image_id'] for a in content['annotations'] if a['category_id'] in labels}
-        used = [image for image in images if image['id'] in with_objects]
-        if not used:
-            raise ValueError(
-                f'{ann_file} has no image with an object of a known category: none of its '
-                f'{len(content["annotations"])} annotations has the image_id of one of its '
-                f'{len(images)} images and the category_id of a class. Export it again.'
-            )
-        images = used if skip_empty else images
-    _check_images([image['file_name'] for image in images], image_folder, ann_file)
+        used = _check_objects(content, classes, ann_file)
+        images = [image for image in images if image['id'] in used] if skip_empty else images
+    if image_folder is not None:
+        _check_images([image['file_name'] for image in images], image_folder, ann_file)
+
+
+_CUT_OFF = 'It may have been cut off when it was downloaded or unpacked: get or export it again.'
+
+
+def _check_end(path: str) -> None:
+    with open(path, 'rb') as file:
+        file.seek(-1024, os.SEEK_END)
+        if not file.read().rstrip().endswith(b'}'):
+            raise ValueError(f'{path} is not valid JSON: its end is missing. {_CUT_OFF}')
 
 
 def _read(path: str) -> Any:
-    """Parse a file. Of a very large one only the end is looked at, and None returned."""
-    remedy = 'It may have been cut off when it was downloaded or unpacked: get or export it again.'
-    if os.path.getsize(path) > _MAX_PARSED_BYTES:
-        with open(path, 'rb') as file:
-            file.seek(-1024, os.SEEK_END)
-            if not file.read().rstrip().endswith(b'}'):
-                raise ValueError(f'{path} is not valid JSON: its end is missing. {remedy}')
-        return None
     with open(path, encoding='utf-8') as file:
         try:
             return json.load(file)
-        except ValueError as error:
-            raise ValueError(f'{path} is not valid JSON: {error}. {remedy}') from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f'{path} is not valid JSON: {error}. {_CUT_OFF}') from error
 
 
-def _check_entries(content: Any, name: str, needed: set[str], path: str) -> None:
+def _check_entries(content: Any, name: str, kinds: dict[str, _Kind], path: str) -> None:
     entries = content.get(name) if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise ValueError(
             f'{path} is no COCO annotation file for detection: it has no list {name!r} at its top '
             f'level; {", ".join(map(repr, _FIELDS))} must be there.'
         )
+    places: dict[Any, int] = {}
     for index, entry in enumerate(entries):
-        lacking = needed - entry.keys() if isinstance(entry, dict) else needed
+        lacking = kinds.keys() - entry.keys() if isinstance(entry, dict) else kinds.keys()
         if lacking:
             raise ValueError(
                 f'{path}: {name}[{index}] lacks {", ".join(map(repr, sorted(lacking)))}. Every '
-                f'entry of {name!r} needs {", ".join(map(repr, sorted(needed)))}.'
+                f'entry of {name!r} needs {", ".join(map(repr, sorted(kinds)))}.'
             )
-        if 'bbox' in needed and not _is_box(entry['bbox']):
+        for key, (is_kind, kind) in kinds.items():
+            if not is_kind(entry[key]):
+                raise ValueError(
+                    f'{path}: {name}[{index}] has the {key} {reprlib.repr(entry[key])}; it must be '
+                    f'{kind}. Correct or remove the entry.'
+                )
+        if places.setdefault(entry['id'], index) != index:
             raise ValueError(
-                f'{path}: {name}[{index}] has the bbox {entry["bbox"]!r}; it must be four '
-                'numbers [x, y, width, height] in pixels.'
+                f'{path}: {name}[{index}] has the id {entry["id"]!r} of '
+                f'{name}[{places[entry["id"]]}]. Give every entry of {name!r} an id of its own.'
             )
 
 
-def _is_box(box: Any) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
+def _check_objects(content: dict, classes: Sequence[str], path: str) -> set:
+    """Check that annotations are of images and categories that are there, and some of use.
+
+    Returns:
+        Ids of the images with an annotation of one of the classes.
+    """
+    images = {image['id']: image for image in content['images']}
+    known = {category['id']: category['name'] in classes for category in content['categories']}
+    used, num_objects = set(), 0
+    for index, annotation in enumerate(content['annotations']):
+        for key, ids in (('image_id', images), ('category_id', known)):
+            if annotation[key] not in ids:
+                raise ValueError(
+                    f'{path}: annotations[{index}] has the {key} {annotation[key]!r}, and there is '
+                    'no such entry. Correct or remove the annotation, or add what it belongs to.'
+                )
+        if known[annotation['category_id']]:
+            used.add(annotation['image_id'])
+            num_objects += _is_object(annotation, images[annotation['image_id']])
+    if not num_objects:
+        raise ValueError(
+            f'{path} has no image with an object: of its {_count(len(content["annotations"]))} '
+            f'none is of a known category, no crowd, and has a box of one pixel a side or more '
+            'inside its image. Boxes are [x, y, width, height] in pixels. Export the file again.'
+        )
+    return used
+
+
+def _is_object(annotation: dict, image: dict) -> bool:
+    """Whether mmdet takes an annotation for an object to be found, and not for one to ignore."""
+    x, y, width, height = annotation['bbox']
+    inner_width = min(x + width, image['width']) - max(x, 0)
+    inner_height = min(y + height, image['height']) - max(y, 0)
+    is_box = min(inner_width, inner_height, annotation['area']) > 0 and min(width, height) >= 1
+    return is_box and not (annotation.get('iscrowd') or annotation.get('ignore'))
 
 
 def _check_classes(categories: list[dict], classes: Sequence[str], path: str) -> None:
@@ -186,6 +238,10 @@ def _image_fault(path: str) -> str | None:
     except Exception as error:
         return str(error)
     return None
+
+
+def _count(num_annotations: int) -> str:
+    return f'{num_annotations} annotation{"" if num_annotations == 1 else "s"}'
 
 
 def _names(names: Sequence[str], quote: bool = True) -> str:

@@ -7,10 +7,11 @@ from inspect import isclass
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS, Registry
+from mmengine.registry import DATASETS, METRICS, Registry
 
 from .coco import check_coco
 from .image_folder import check_annotations, check_class_folders, check_same_classes
+from .num_classes import check_num_classes
 
 # Public data sets, recognised by a path, and how to get them.
 _SOURCES = (
@@ -25,10 +26,19 @@ _SOURCES = (
         r'(^|/)imagenet(/|$)',
         'ImageNet-1K (ILSVRC 2012) is given out at https://image-net.org after registration: '
         '{root} must hold train/<class>/*.JPEG and val/<class>/*.JPEG, or be a link to the folder '
-        'that does.',
+        'that does; the environment variable IMAGENET_ROOT names another folder.',
     ),
-    (r'(^|/)toyshapes(/|$)', '`python tools/make_toy_dataset.py {root}` writes it in seconds.'),
+    (
+        r'(^|/)toyshapes(/|$)',
+        '`python tools/make_toy_dataset.py {root}` writes it in seconds; the environment variable '
+        'TOYSHAPES_ROOT names another folder.',
+    ),
     (r'(^|/)bccd(/|$)', 'The environment variable BCCD_ROOT names the folder that holds it.'),
+    (
+        r'(^|/)cifar-?10(/|$)',
+        'The environment variable CIFAR10_ROOT names a folder with train/<class>/* and '
+        'test/<class>/*; without it mmpretrain downloads CIFAR-10.',
+    ),
 )
 
 
@@ -55,10 +65,11 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
     """Check that the data of a config are there and make sense.
 
     Looks for the annotation files and image folders of the data sets and for the annotation files
-    of the evaluators. Where mmdet's ``CocoDataset`` or mmpretrain's ``CustomDataset`` and
-    ``ImageNet`` will read them, their contents are checked too, see :mod:`mmgnv3.apis.coco` and
-    :mod:`mmgnv3.apis.image_folder`. Files that are not on the local disk are not looked at, nor are
-    data sets that download themselves.
+    of the evaluators. Where mmdet's ``CocoDataset`` and ``CocoMetric`` or mmpretrain's
+    ``CustomDataset`` and ``ImageNet`` will read them, their contents are checked too, see
+    :mod:`mmgnv3.apis.coco` and :mod:`mmgnv3.apis.image_folder`. Files that are not on the local
+    disk are not looked at, nor are data sets that download themselves. The heads of the model must
+    have as many classes as the data, see :mod:`mmgnv3.apis.num_classes`.
 
     Args:
         cfg: The whole config.
@@ -69,11 +80,13 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
         ValueError: If an annotation file or an image is corrupt, if a folder is laid out
             differently, or if the data are not about the classes of the config.
     """
-    checked = []
+    checked: list[dict] = []
     class_folders: dict[str, tuple[str, ...]] = {}
+    num_classes: dict[str, int | None] = {}
     with DATASETS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
         for split in splits:
             metrics = _metrics(cfg.get(f'{split}_evaluator'))
+            classes: Sequence[str] = ()
             loader = cfg.get(f'{split}_dataloader') or {}
             for entry, config in iter_datasets(
                 loader.get('dataset') or {}, f'{split}_dataloader.dataset'
@@ -81,19 +94,24 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
                 dataset = _declare(config, registry)
                 if dataset is None:
                     continue
-                _check_paths(dataset, entry)
-                if _is_coco(dataset):
-                    arguments = _coco_arguments(dataset, metrics)
-                    if arguments not in checked:
-                        check_coco(**arguments)
-                        checked.append(arguments)
-                elif _is_image_folder(dataset):
-                    _check_image_folder(dataset, class_folders)
+                classes = classes or dataset.metainfo.get('classes') or ()
+                if not getattr(dataset, 'download', False):
+                    _check_paths(dataset, entry)
+                    if _is_coco(dataset):
+                        _check_coco(_coco_arguments(dataset, metrics), checked)
+                    elif _is_image_folder(dataset):
+                        _check_image_folder(dataset, class_folders)
+                num_classes[entry] = _count_classes(dataset, class_folders)
             for metric in metrics:
                 if metric.get('ann_file'):
                     _require(metric['ann_file'], f'{split}_evaluator.ann_file', metric)
+                    if classes and _is_coco_metric(metric):
+                        _check_coco(_metric_arguments(metric, classes), checked)
     if class_folders:
         check_same_classes(class_folders)
+    for entry, number in num_classes.items():
+        if number is not None:
+            check_num_classes(cfg.get('model') or {}, number, entry)
 
 
 def _metrics(evaluator: dict | Sequence[dict] | None) -> list[dict]:
@@ -109,8 +127,17 @@ def _declare(config: dict, registry: Registry) -> BaseDataset | None:
     kind = registry.get(kind) if isinstance(kind, str) else kind
     if not (isclass(kind) and issubclass(kind, BaseDataset)):
         return None
-    dataset = registry.build({**config, 'pipeline': [], 'lazy_init': True})
-    return None if getattr(dataset, 'download', False) else dataset
+    return registry.build({**config, 'pipeline': [], 'lazy_init': True})
+
+
+def _count_classes(dataset: BaseDataset, folders: dict[str, tuple[str, ...]]) -> int | None:
+    """Number of the things that a data set tells apart; None if it does not say."""
+    metainfo = dataset.metainfo
+    # Those of panoptic segmentation list stuff, too, which has a head of its own.
+    classes = metainfo.get('thing_classes') or metainfo.get('classes')
+    if classes is None:
+        classes = folders.get(getattr(dataset, 'img_prefix', None))
+    return None if classes is None else len(classes)
 
 
 def _check_paths(dataset: BaseDataset, entry: str) -> None:
@@ -145,6 +172,18 @@ def _is_coco(dataset: BaseDataset) -> bool:
     return _reads_as(dataset, 'mmdet.datasets.coco') and _is_on_disk(dataset, dataset.ann_file)
 
 
+def _is_coco_metric(metric: dict) -> bool:
+    """Whether a metric reads its file as mmdet's ``CocoMetric``, that class or one of it."""
+    kind = metric.get('type')
+    if isinstance(kind, str):
+        with METRICS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    module = getattr(getattr(kind, 'compute_metrics', None), '__module__', None)
+    return module == 'mmdet.evaluation.metrics.coco_metric' and _is_local(
+        metric['ann_file'], metric
+    )
+
+
 def _is_image_folder(dataset: BaseDataset) -> bool:
     """Whether the data set reads as mmpretrain's ``CustomDataset``, of which ImageNet is one."""
     return _reads_as(dataset, 'mmpretrain.datasets.custom') and _is_on_disk(
@@ -168,6 +207,24 @@ def _check_image_folder(dataset: BaseDataset, found: dict[str, tuple[str, ...]])
         check_annotations(dataset.ann_file, folder, num_classes, dataset.with_label)
     elif dataset.with_label and folder not in found:
         found[folder] = check_class_folders(folder, dataset.extensions, num_classes)
+
+
+def _check_coco(arguments: dict, checked: list[dict]) -> None:
+    """Check a file unless that was done, with the images in it or without."""
+    if arguments not in checked:
+        check_coco(**arguments)
+        checked += [arguments, dict(arguments, image_folder=None, skip_empty=False)]
+
+
+def _metric_arguments(metric: dict, classes: Sequence[str]) -> dict:
+    return dict(
+        ann_file=metric['ann_file'],
+        image_folder=None,
+        classes=classes,
+        skip_empty=False,
+        evaluated=True,
+        labelled=not metric.get('format_only'),
+    )
 
 
 def _coco_arguments(dataset: BaseDataset, metrics: list[dict]) -> dict:

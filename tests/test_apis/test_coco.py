@@ -1,4 +1,5 @@
 import json
+import math
 import re
 
 import pytest
@@ -30,14 +31,33 @@ def _without(key):
     return lambda content: {k: v for k, v in content.items() if k != key}
 
 
-def _in_first(name, key, value=None):
+def _without_in_first(name, key):
     def change(content):
         content[name][0].pop(key)
-        if value is not None:
-            content[name][0][key] = value
         return content
 
     return change
+
+
+def _set(kind, **values):
+    def change(content):
+        content[kind][0].update(values)
+        return content
+
+    return change
+
+
+def _in_all(**values):
+    def change(content):
+        for annotation in content['annotations']:
+            annotation.update(values)
+        return content
+
+    return change
+
+
+def _twice(name):
+    return lambda content: {**content, name: [*content[name], content[name][0]]}
 
 
 def _no_objects(content):
@@ -61,11 +81,36 @@ def test_some_classes_are_enough(check):
         (_without('images'), "no list 'images'"),
         (_without('annotations'), "no list 'annotations'"),
         (_without('categories'), "no list 'categories'"),
-        (_in_first('images', 'width'), r"images\[0\] lacks 'width'"),
-        (_in_first('annotations', 'area'), r"annotations\[0\] lacks 'area'"),
-        (_in_first('annotations', 'bbox', [1, 2]), r'the bbox \[1, 2\].*four numbers'),
-        (_in_first('annotations', 'bbox', [1, 2, 'a', 3]), 'four numbers'),
-        (_no_objects, 'no image with an object'),
+        (_without_in_first('images', 'width'), r"images\[0\] lacks 'width'"),
+        (_without_in_first('annotations', 'area'), r"annotations\[0\] lacks 'area'"),
+        (_set('annotations', bbox=[1, 2]), r'the bbox \[1, 2\].*four numbers'),
+        (_set('annotations', bbox=[1, 2, 'a', 3]), 'four numbers'),
+        (_set('annotations', bbox=[1, 2, math.nan, 3]), 'four numbers'),
+        (
+            _set('annotations', area=None),
+            r'annotations\[0\] has the area None; it must be a number',
+        ),
+        (_set('annotations', area=math.inf), 'area inf'),
+        (_set('annotations', category_id=[1]), r'category_id \[1\]'),
+        (_set('annotations', image_id=True), 'image_id True'),
+        (_set('annotations', image_id=77), 'image_id 77, and there is no such entry'),
+        (_set('annotations', category_id=77), 'category_id 77, and there is no such entry'),
+        (_set('images', width='64'), "width '64'; it must be a positive number"),
+        (_set('images', height=0), 'height 0; it must be a positive number'),
+        (_set('images', file_name=1), 'file_name 1; it must be a text'),
+        (_set('categories', name=''), "name ''; it must be a text"),
+        (_twice('images'), r'images\[4\] has the id 0 of images\[0\]'),
+        (_twice('categories'), r'categories\[5\] has the id 1 of categories\[0\]'),
+        (_twice('annotations'), r'annotations\[\d+\] has the id 1 of annotations\[0\]'),
+        (_no_objects, 'no image with an object: of its 0 annotations none'),
+        (_in_all(bbox=[70, 0, 9, 9]), 'no image with an object.*inside its image'),
+        (_in_all(bbox=[0.1, 0.1, 0.5, 0.5]), 'no image with an object.*one pixel a side'),
+        (_in_all(bbox=[9, 9, -5, -5]), 'no image with an object'),
+        (_in_all(area=0), 'no image with an object'),
+        (_in_all(iscrowd=1), 'no image with an object.*no crowd'),
+        (_in_all(ignore=1), 'no image with an object'),
+        (lambda content: 'null', "no list 'images'"),
+        (lambda content: '[' * 100_000, 'not valid JSON.*cut off'),
     ],
 )
 def test_corrupt_annotations(check, change, message):
@@ -74,8 +119,33 @@ def test_corrupt_annotations(check, change, message):
     assert 'train.json' in str(raised.value)
 
 
+def _odd_but_sound(content):
+    """What COCO holds, or other tools write, and mmdet reads."""
+    content['images'].append(dict(id='b', file_name='000001.jpg', width=64.0, height=64))
+    first = content['annotations'][0]
+    content['annotations'] += [
+        dict(first, id='crowd', iscrowd=1),
+        dict(first, id=901.0, bbox=[1.5, 2.5, 0, 0], area=0.0),
+        dict(first, id=902, bbox=[-9, -9, 20.5, 20], image_id='b'),
+    ]
+    return content
+
+
+def test_odd_annotations_pass(check):
+    check(_odd_but_sound)
+    with pytest.raises(ValueError, match="the id 'crowd'; it must be a number"):
+        check(evaluated=True)
+
+
+@pytest.mark.parametrize('value', [None, '0', 2])
+def test_what_iscrowd_may_be(check, value):
+    check(_set('annotations', iscrowd=value))
+    with pytest.raises(ValueError, match='the iscrowd .*; it must be 0 or 1'):
+        check(evaluated=True)
+
+
 def test_iscrowd_is_needed_to_evaluate(check):
-    change = _in_first('annotations', 'iscrowd')
+    change = _without_in_first('annotations', 'iscrowd')
     check(change)
     with pytest.raises(ValueError, match="lacks 'iscrowd'"):
         check(evaluated=True)

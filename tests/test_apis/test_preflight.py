@@ -4,7 +4,7 @@ import re
 import pytest
 from mmengine.config import Config
 
-from mmgnv3.apis import run
+from mmgnv3.apis import coco, run
 from mmgnv3.apis.preflight import check_data, iter_datasets
 from tests.test_apis.tiny import write_classification, write_detection
 
@@ -126,6 +126,9 @@ def test_other_backends_are_not_looked_at(detector, options):
 def test_data_set_that_downloads_itself(classifier):
     dataset = dict(type='CIFAR10', data_root='gone', split='train', pipeline=[])
     classifier.train_dataloader.dataset = dataset
+    with pytest.raises(ValueError, match=r'has 10 classes, and model\.head\.num_classes is 2'):
+        check_data(classifier, ('train',))
+    classifier.model.head.num_classes = 10
     check_data(classifier, ('train',))
     classifier.train_dataloader.dataset = dict(dataset, download=False)
     with pytest.raises(FileNotFoundError, match='data_prefix.root'):
@@ -141,9 +144,10 @@ def test_unknown_types_are_left_to_the_framework(detector):
     ('root', 'hints'),
     [
         ('data/coco/', ('cocodataset.org', 'train2017.zip', '{root}', 'make demo')),
-        ('data/imagenet', ('image-net.org', '{root}')),
-        ('data/toyshapes', ('tools/make_toy_dataset.py {root}',)),
+        ('data/imagenet', ('image-net.org', '{root}', 'IMAGENET_ROOT')),
+        ('data/toyshapes', ('tools/make_toy_dataset.py {root}', 'TOYSHAPES_ROOT')),
         ('data/bccd', ('BCCD_ROOT',)),
+        ('data/cifar10', ('CIFAR10_ROOT',)),
     ],
 )
 def test_public_data_sets_are_known(detector, tmp_path, monkeypatch, root, hints):
@@ -170,6 +174,44 @@ def test_coco_annotations_are_checked(detector, tmp_path):
     check_data(detector, ('train',))
     detector.val_evaluator.update(format_only=True, outfile_prefix='x')
     check_data(detector, ('train', 'val'))
+
+
+def test_own_file_of_a_metric_is_checked(detector, tmp_path):
+    own = tmp_path / 'own.json'
+    content = json.loads((tmp_path / 'data/annotations/val.json').read_text())
+    # Only the data set's images are opened.
+    content['images'][0]['file_name'] = 'elsewhere.jpg'
+    own.write_text(json.dumps(content))
+    detector.val_evaluator.ann_file = str(own)
+    check_data(detector, ('val',))
+    own.write_text('null')
+    with pytest.raises(ValueError, match=r'own\.json is no COCO annotation file'):
+        check_data(detector, ('val',))
+    detector.val_evaluator = [dict(type='DumpDetResults', out_file_path='x.pkl', ann_file=str(own))]
+    check_data(detector, ('val',))
+
+
+def test_a_file_is_read_once(detector, monkeypatch):
+    read, original = [], coco._read
+    monkeypatch.setattr(coco, '_read', lambda path: read.append(path) or original(path))
+    check_data(detector, SPLITS)
+    assert [path.rsplit('/', 1)[1] for path in read] == ['train.json', 'val.json']
+
+
+def test_heads_have_the_classes_of_the_data(detector):
+    detector.model.bbox_head.num_classes = 80
+    message = (
+        r'train_dataloader\.dataset has 5 classes, and model\.bbox_head\.num_classes is 80\. '
+        r'Set model\.bbox_head\.num_classes=5'
+    )
+    with pytest.raises(ValueError, match=message):
+        check_data(detector, SPLITS)
+
+
+def test_classifiers_have_a_class_for_every_folder(classifier):
+    classifier.model.head.num_classes = 1000
+    with pytest.raises(ValueError, match=r'has 2 classes, and model\.head\.num_classes is 1000'):
+        check_data(classifier, ('train',))
 
 
 def test_default_classes_of_coco_are_not_taken_for_own_ones(detector):
