@@ -16,6 +16,7 @@ import json
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -393,7 +394,8 @@ class ToyShapes:
         """Write ``{train,val}/*.jpg`` and ``annotations/{train,val}.json``, COCO format.
 
         The set appears under its name only when it is complete. A complete set of the same
-        parameters is left as it is; one of other parameters is replaced.
+        parameters is left as it is; one of other parameters is replaced, and one that has lost
+        files or parts of its annotations is drawn again, with a warning.
 
         Args:
             root: The folder of the data set; its parents are created.
@@ -405,8 +407,11 @@ class ToyShapes:
             FileExistsError: If the folder holds anything that this class did not write.
         """
         root = Path(root)
-        if self._found_in(root):
+        found = self._found_in(root)
+        if found == 'whole':
             return root
+        if found == 'damaged':
+            warnings.warn(f'{root} is incomplete or damaged: it is drawn again.', stacklevel=2)
         root.parent.mkdir(parents=True, exist_ok=True)
         # A folder inside the temporary one, because that one is closed to other users.
         with tempfile.TemporaryDirectory(prefix=f'.{root.name}-', dir=root.parent) as temporary:
@@ -415,7 +420,7 @@ class ToyShapes:
                 self._write_split(new, split, split_id, count)
             _write_json(new / _MARKER, self._marker())
             # Whoever else was drawing the same set may have finished first.
-            if not self._found_in(root):
+            if self._found_in(root) != 'whole':
                 if root.exists():
                     os.replace(root, Path(temporary, 'old'))
                 os.replace(new, root)
@@ -427,21 +432,33 @@ class ToyShapes:
     def _marker(self) -> dict[str, int]:
         return dict(generator=_GENERATOR_VERSION, **asdict(self))
 
-    def _found_in(self, root: Path) -> bool:
-        """Whether this very set lies in ``root``, complete; raise if something foreign does."""
+    def _found_in(self, root: Path) -> str | None:
+        """Say what lies in ``root``; raise if that is something foreign.
+
+        Returns:
+            ``'whole'`` for this very set, ``'other'`` for one of other parameters, ``'damaged'``,
+            or None for nothing.
+        """
         if not root.exists():
-            return False
+            return None
         found = {entry.name for entry in root.iterdir()} if root.is_dir() else {root.name}
         if not found:
-            return False
+            return None
         if not {_MARKER} <= found <= {*self._splits(), 'annotations', _MARKER}:
             raise FileExistsError(
                 f'{root} holds something else than this data set: '
                 'remove it, or name a folder that is empty or does not exist'
             )
-        counts = {split: len(list(root.glob(f'{split}/*.jpg'))) for split in self._splits()}
-        marker = json.loads((root / _MARKER).read_text())
-        return marker == self._marker() and counts == self._splits()
+        try:
+            if json.loads((root / _MARKER).read_text()) != self._marker():
+                return 'other'
+            for split, count in self._splits().items():
+                coco = json.loads((root / 'annotations' / f'{split}.json').read_text())
+                if not len(coco['images']) == len(list(root.glob(f'{split}/*.jpg'))) == count:
+                    return 'damaged'
+        except (OSError, ValueError, LookupError, TypeError):
+            return 'damaged'
+        return 'whole'
 
     def _write_split(self, root: Path, split: str, split_id: int, count: int) -> None:
         (root / split).mkdir(parents=True)

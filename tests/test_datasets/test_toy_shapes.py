@@ -1,5 +1,6 @@
 import json
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,17 +110,40 @@ def test_a_complete_set_is_not_written_again(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in root.rglob('*')} == before
 
 
-def test_an_incomplete_set_is_repaired(tmp_path):
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _without_images(path: Path) -> None:
+    path.write_text(json.dumps(dict(json.loads(path.read_text()), images=[])))
+
+
+@pytest.mark.parametrize(
+    ('name', 'damage'),
+    [
+        ('train/000001.jpg', Path.unlink),
+        ('annotations/val.json', Path.unlink),
+        ('annotations/train.json', _cut),
+        ('annotations/train.json', _without_images),
+        ('annotations/train.json', lambda path: path.write_text('[]')),
+        ('toy_shapes.json', _cut),
+        ('toy_shapes.json', lambda path: path.write_bytes(b'\xff')),
+    ],
+)
+def test_a_damaged_set_is_drawn_again(tmp_path, name, damage):
     root = SMALL.write(tmp_path / 'data')
     expected = contents(root)
-    (root / 'train/000001.jpg').unlink()
-    SMALL.write(root)
+    damage(root / name)
+    with pytest.warns(UserWarning, match='data is incomplete or damaged'):
+        SMALL.write(root)
     assert contents(root) == expected
 
 
 def test_a_set_of_other_parameters_is_replaced(tmp_path):
     root = SMALL.write(tmp_path / 'data')
-    replace(SMALL, num_train=1).write(root)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        replace(SMALL, num_train=1).write(root)
     assert len(list((root / 'train').iterdir())) == 1
     assert os.listdir(tmp_path) == ['data']
 
