@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
+from mmgnv3.apis.cli import plain_errors
 from mmgnv3.datasets import CLASSES, ToyShapes
 
 
@@ -26,11 +27,9 @@ def main() -> None:
     options = vars(parse_args())
     root = options.pop('root')
     start = time.time()
-    try:
+    with plain_errors():
         data = ToyShapes(**options)
         data.write(root)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f'error: {error}') from error
     print(
         f'{root}: {data.num_train} training and {data.num_val} validation pictures of '
         f'{", ".join(CLASSES)} ({time.time() - start:.0f} s)'

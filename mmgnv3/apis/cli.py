@@ -79,11 +79,18 @@ def parse_run_arguments(parser: argparse.ArgumentParser) -> dict[str, Any]:
 def plain_errors() -> Iterator[None]:
     """End the process with a message alone where this package itself refuses its input.
 
-    An error raised anywhere else keeps its traceback: that one is needed to understand it.
+    So does the operating system with a path: a file where a folder is to be made, no permission,
+    whoever asks. An error raised anywhere else keeps its traceback: that one is needed to
+    understand it.
     """
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            path = error.filename2 or error.filename
+            sys.exit(
+                f'error: {path}: {error.strerror}. Name another path, or clear the way to this one.'
+            )
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if frame.f_globals.get('__name__', '').split('.')[0] != 'mmgnv3':
             raise

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from mmcv.cnn import Conv2d, ConvModule
 from mmengine.model import is_model_wrapper
-from torch import nn
+from torch import Tensor, nn
 
 from mmgnv3.models.layers import fuse_conv_norm, is_foldable_norm
 
@@ -20,7 +20,8 @@ def fold(model: ModelType) -> ModelType:
 
     - modules that fold themselves, that is, have a method ``switch_to_deploy``: GhostNetV3, the
       multi-branch convolution, and foreign ones such as MobileOne, whose own folding is trusted;
-    - mmcv's ``ConvModule`` whose batch norm directly follows its convolution.
+    - mmcv's ``ConvModule`` whose batch norm directly follows its convolution, unless the kernel
+      is computed anew on every call, as with ``with_spectral_norm``.
 
     Outputs in eval mode stay the same up to rounding. Other norms stay as they are.
 
@@ -38,7 +39,10 @@ def fold(model: ModelType) -> ModelType:
     """
     if is_model_wrapper(model):
         model = model.module
-    folded = copy.deepcopy(model)
+    # Kernels that a hook computed in the last forward pass have a graph behind them, which cannot
+    # be copied; the next pass computes them anew.
+    computed = (v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor))
+    folded = copy.deepcopy(model, {id(v): v.detach().clone() for v in computed})
     # New convolutions are initialised before they get their weights; a training that goes on draws
     # the same random numbers all the same.
     with torch.random.fork_rng(devices=[]):
@@ -82,5 +86,7 @@ def _can_fold(module: ConvModule) -> bool:
         and is_foldable_norm(module.norm)
         # Not isinstance: some of mmcv's convolutions standardise their weights on every call.
         and type(module.conv) in (nn.Conv2d, Conv2d)
+        # Nor may a hook compute them, as spectral norm and pruning do: it would undo the folding.
+        and isinstance(module.conv.weight, nn.Parameter)
         and order.index('norm') == order.index('conv') + 1
     )

@@ -14,7 +14,7 @@ from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.structures import InstanceData
 from torch import nn
 
-from .figure import save_figure
+from .figure import check_picture, save_figure
 
 _TILE_INCHES = 3.2
 _TRUTH = dict(
@@ -49,8 +49,10 @@ def draw_detections(
         score_thr: Detections below this score are left out.
 
     Raises:
-        ValueError: If ``num`` or ``columns`` is below 1 or the data set is empty.
+        ValueError: If ``num`` or ``columns`` is below 1, the data set is empty or ``path`` names no
+            picture.
     """
+    check_picture(path)
     if num < 1 or columns < 1:
         raise ValueError(f'num and columns must be 1 or more, got {num} and {columns}')
     if not len(dataset):

@@ -1,5 +1,6 @@
 import argparse
 import os
+import re
 import subprocess
 import sys
 
@@ -58,6 +59,25 @@ def test_own_errors_become_messages():
         read_config('/gone.py')
 
 
+@pytest.mark.parametrize(
+    ('attempt', 'cause'),
+    [
+        (lambda file: os.makedirs(file, exist_ok=True), 'File exists'),
+        (lambda file: (file / 'work').mkdir(), 'Not a directory'),
+        (lambda file: os.replace(file, file.parent), 'Directory not empty'),
+        (lambda file: (file.parent / 'gone').read_text(), 'No such file or directory'),
+    ],
+)
+def test_paths_that_the_system_refuses_become_messages(tmp_path, attempt, cause):
+    file = tmp_path / 'file'
+    file.touch()
+    expected = f'^error: {re.escape(str(tmp_path))}.*: {cause}. Name another path'
+    with pytest.raises(SystemExit, match=expected), plain_errors():
+        attempt(file)
+
+
 def test_foreign_errors_keep_their_traceback():
     with pytest.raises(ValueError, match='invalid literal'), plain_errors():
         int('x')
+    with pytest.raises(OSError, match='of no path'), plain_errors():
+        raise OSError('of no path')

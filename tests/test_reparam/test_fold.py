@@ -66,6 +66,7 @@ def test_conv_module(kwargs, x):
     [
         dict(order=('norm', 'conv', 'act')),
         dict(conv_cfg=dict(type='ConvWS')),
+        dict(with_spectral_norm=True),
         dict(norm_cfg=dict(type='GN', num_groups=2)),
         dict(norm_cfg=dict(type='IN')),
         dict(norm_cfg=dict(type='BN', track_running_stats=False)),
@@ -79,6 +80,15 @@ def test_conv_module_without_a_norm_to_fold_is_copied(kwargs, x):
     assert folded is not module
     assert folded.state_dict().keys() == module.state_dict().keys()
     assert relative_difference(module, folded, x) == 0
+
+
+def test_computed_kernel_in_training(x):
+    module = conv_module(with_spectral_norm=True).train()
+    module(x)
+    folded = fold(module)
+    assert relative_difference(module.eval(), folded.eval(), x) == 0
+    folded.train()(x).sum().backward()
+    assert all(p.grad is not None for p in folded.parameters())
 
 
 @pytest.mark.parametrize('norm_cfg', [dict(type='BN'), dict(type='GN', num_groups=2)], ids=str)

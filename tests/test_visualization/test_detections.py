@@ -45,6 +45,14 @@ class Detector(nn.Module):
         return [DetDataSample(pred_instances=found)]
 
 
+@pytest.fixture
+def unused(monkeypatch):
+    """A detector that must not be asked for anything."""
+    detector = Detector(0.9)
+    monkeypatch.setattr(detector, 'test_step', None)
+    return detector
+
+
 def draw(tmp_path, score=0.9, available=5, **options):
     path = tmp_path / 'out.jpg'
     detector = Detector(score)
@@ -84,3 +92,10 @@ def test_refuses_numbers_that_make_no_grid(tmp_path, option, value):
 def test_refuses_an_empty_data_set(tmp_path):
     with pytest.raises(ValueError, match='no pictures'):
         draw(tmp_path, available=0)
+
+
+@pytest.mark.parametrize('name', ['out', 'out.pgn', 'folder.png'])
+def test_refuses_what_is_no_picture_before_it_looks_for_anything(tmp_path, unused, name):
+    (tmp_path / 'folder.png').mkdir()
+    with pytest.raises(ValueError, match=r'suffixes .*\.png|is a folder'):
+        draw_detections(unused, Pictures(tmp_path, 2), tmp_path / name)
