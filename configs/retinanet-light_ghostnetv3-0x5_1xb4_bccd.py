@@ -6,6 +6,7 @@
 # For other data in COCO format change what stands above the line.
 _base_ = [
     './_base_/models/retinanet-light_ghostnetv3-0x5.py',
+    './_base_/schedules/adamw-cosine_light-detection.py',
     'mmdet::_base_/default_runtime.py',
 ]
 
@@ -14,13 +15,12 @@ metainfo = dict(
     classes=('RBC', 'WBC', 'Platelets'),
     palette=[(220, 20, 60), (65, 105, 225), (255, 165, 0)],
 )
-num_classes = 3
 image_scale = (320, 240)  # width, height in pixels that the network sees
 # --------------------------------------------------------------------------------------------------
 
 model = dict(
     bbox_head=dict(
-        num_classes=num_classes,
+        num_classes=len(metainfo['classes']),
         # Half of RetinaNet's anchors: the smallest has 16 pixels a side. A platelet has about 20 at
         # this image scale and overlaps none of the default anchors, 32 pixels and up, enough.
         anchor_generator=dict(octave_base_scale=2),
@@ -47,7 +47,6 @@ test_pipeline = [
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
     ),
 ]
-
 
 train_dataloader = dict(
     batch_size=4,
@@ -89,26 +88,7 @@ val_evaluator = dict(
 test_evaluator = {**val_evaluator, 'ann_file': f'{data_root}/test.json'}
 
 randomness = dict(seed=0)
-max_epochs = 30
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=10)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.05, fused=True),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-    clip_grad=dict(max_norm=10.0),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(
-        type='CosineAnnealingLR',
-        by_epoch=True,
-        convert_to_iter_based=True,
-        T_max=max_epochs,
-        eta_min_ratio=0.01,
-    ),
-]
+train_cfg = dict(max_epochs=30, val_interval=10)
 default_hooks = dict(
     logger=dict(interval=10),
     checkpoint=dict(interval=10, max_keep_ckpts=1, save_best='coco/bbox_mAP'),

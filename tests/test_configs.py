@@ -11,6 +11,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, DictAction
 from mmengine.registry import HOOKS, OPTIMIZERS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
+from mmengine.runner import Runner
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
@@ -267,6 +268,32 @@ def test_data_root_of_the_own_data_example_is_one_variable(monkeypatch):
         assert cfg[f'{split}_dataloader'].dataset.ann_file == f'{split}.json'
     assert cfg.val_evaluator.ann_file == '/somewhere/else/val.json'
     assert cfg.test_evaluator.ann_file == '/somewhere/else/test.json'
+
+
+@pytest.mark.parametrize('name', ['bccd', 'toyshapes'])
+def test_light_detectors_train_to_the_end_of_their_cosine(name, tmp_path):
+    cfg = Config.fromfile(ROOT / f'configs/retinanet-light_ghostnetv3-0x5_1xb4_{name}.py')
+    runner = Runner(
+        nn.Linear(1, 1),
+        str(tmp_path),
+        train_dataloader=dict(
+            dataset=[0] * 7, batch_size=1, sampler=dict(type='DefaultSampler', shuffle=True)
+        ),
+        train_cfg=cfg.train_cfg,
+        optim_wrapper=cfg.optim_wrapper,
+        param_scheduler=cfg.param_scheduler,
+        experiment_name=name,
+    )
+    # What a run does first.
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    _, cosine = runner.build_param_scheduler(runner.param_schedulers)
+    assert (cosine.T_max, cosine.by_epoch) == (7 * cfg.train_cfg.max_epochs, False)
+
+
+def test_own_data_are_named_in_one_place():
+    cfg = Config.fromfile(ROOT / 'configs/retinanet-light_ghostnetv3-0x5_1xb4_bccd.py')
+    assert cfg.model.bbox_head.num_classes == len(cfg.metainfo.classes) == 3
 
 
 def test_imagenet_is_one_variable(monkeypatch):
