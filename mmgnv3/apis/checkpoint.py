@@ -25,7 +25,7 @@ def load_weights(
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     missing, unexpected = load_partly(model, weights_of(checkpoint, path, which), path)
-    for names, fault in ((missing, 'lacks'), (unexpected, 'holds, unknown to the network,')):
+    for names, fault in ((missing, 'lacks'), (unexpected, 'has weights that the network lacks:')):
         if names:
             raise ValueError(
                 f'{path} does not fit the network of the config: it {fault} {names[0]} '

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from mmgnv3.utils.arguments import is_real
+from mmgnv3.utils.wording import count
 
 # A file above this many bytes is not parsed, since the data set will do that anyway: COCO's own
 # training set (450 MB) would take 20 s more. The validation set has 20 MB.
@@ -147,10 +148,11 @@ def _check_objects(content: dict, classes: Sequence[str], path: str) -> set:
             used.add(annotation['image_id'])
             num_objects += _is_object(annotation, images[annotation['image_id']])
     if not num_objects:
+        total = count(len(content['annotations']), 'annotation')
         raise ValueError(
-            f'{path} has no image with an object: of its {_count(len(content["annotations"]))} '
-            f'none is of a known category, no crowd, and has a box of one pixel a side or more '
-            'inside its image. Boxes are [x, y, width, height] in pixels. Export the file again.'
+            f'{path} has no image with an object: of its {total} none is of a known category, no '
+            'crowd, and has a box of one pixel a side or more inside its image. Boxes are '
+            '[x, y, width, height] in pixels. Export the file again.'
         )
     return used
 
@@ -187,9 +189,9 @@ def _check_images(names: Sequence[str], folder: str, ann_file: str) -> None:
     missing = missing_files(names, folder)
     if missing:
         raise FileNotFoundError(
-            f'{len(missing)} of the {len(names)} images that {ann_file} names are not there, first '
-            f'{os.path.abspath(os.path.join(folder, missing[0]))}. Unpack the images there, or '
-            "correct data_prefix=dict(img=...) or the 'file_name' entries."
+            f'{len(missing)} of {count(len(names), "image")} named in {ann_file} cannot be found, '
+            f'first {os.path.abspath(os.path.join(folder, missing[0]))}. Unpack the images there, '
+            "or correct data_prefix=dict(img=...) or the 'file_name' entries."
         )
     step = -(-len(names) // _MAX_DECODED_IMAGES)
     broken = []
@@ -200,7 +202,7 @@ def _check_images(names: Sequence[str], folder: str, ann_file: str) -> None:
             broken.append(f'{os.path.abspath(path)} ({fault})')
     if broken:
         raise ValueError(
-            f'{len(broken)} of {len(names[::step])} images that were looked at cannot be decoded: '
+            f'{len(broken)} of {count(len(names[::step]), "image")} looked at cannot be decoded: '
             f'{_names(broken, quote=False)}. Replace them, or remove their entries from {ann_file}.'
         )
 
@@ -238,10 +240,6 @@ def _image_fault(path: str) -> str | None:
     except Exception as error:
         return str(error)
     return None
-
-
-def _count(num_annotations: int) -> str:
-    return f'{num_annotations} annotation{"" if num_annotations == 1 else "s"}'
 
 
 def _names(names: Sequence[str], quote: bool = True) -> str:

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterator, Sequence
 
+from mmgnv3.utils.wording import count
+
 from .coco import missing_files
 
 _LAYOUT = (
@@ -39,8 +41,8 @@ def check_class_folders(
         archives = [e.name for e in entries if e.name.lower().endswith(('.tar', '.zip', '.gz'))]
         if images:
             cause = (
-                f'holds {len(images)} images, first {images[0]}, and no folders of classes: '
-                'nothing says what they show.'
+                f'holds {count(len(images), "image")}, first {images[0]}, and no folders of '
+                'classes: nothing says what they show.'
             )
         elif archives:
             cause = f'holds archives that have not been unpacked, first {archives[0]}.'
@@ -50,20 +52,20 @@ def check_class_folders(
     if num_classes is not None and len(names) != num_classes:
         inner = [name for name in names if len(_folders(os.path.join(folder, name))) == num_classes]
         hint = (
-            f' The {num_classes} folders are one level deeper, in '
+            f' {count(num_classes, "folder")} can be found one level deeper, in '
             f'{os.path.join(folder, inner[0])}: give that one as data_prefix, or move them up.'
             if inner
             else ''
         )
         raise ValueError(
-            f'{folder} has {len(names)} folders ({_some(names)}), and the config has {num_classes} '
-            f'classes.{hint} {layout} What does not belong there has to go; classes of your own '
-            'are given by metainfo=dict(classes=[...]) or ann_file.'
+            f'{folder} has {count(len(names), "folder")} ({_some(names)}), and the config has '
+            f'{count(num_classes, "class")}.{hint} {layout} What does not belong there has to go; '
+            'classes of your own are given by metainfo=dict(classes=[...]) or ann_file.'
         )
     if not any(_has_image(os.path.join(folder, name), extensions) for name in names[:_MAX_FOLDERS]):
         raise ValueError(
-            f'{folder} has {len(names)} folders ({_some(names)}) without an image in them; images '
-            f'end in {", ".join(sorted(extensions))}. Archives in them are to be unpacked there.'
+            f'{folder} has {count(len(names), "folder")} ({_some(names)}), without an image; '
+            f'images end in {", ".join(sorted(extensions))}. Archives are to be unpacked there.'
         )
     return names
 
@@ -101,7 +103,7 @@ def check_annotations(ann_file: str, folder: str, num_classes: int | None, label
     missing = missing_files(names, folder)
     if missing:
         raise FileNotFoundError(
-            f'{len(missing)} of the {len(names)} images that {ann_file} lists are not there, first '
+            f'{len(missing)} of {count(len(names), "image")} in {ann_file} cannot be found, first '
             f'{os.path.abspath(os.path.join(folder, missing[0]))}. Unpack the images there, or '
             'correct data_prefix.'
         )
@@ -122,7 +124,7 @@ def check_same_classes(folders: dict[str, tuple[str, ...]]) -> None:
             stray = sorted(set(names) ^ set(expected))
             raise ValueError(
                 f'{os.path.abspath(first)} and {os.path.abspath(folder)} have different folders of '
-                f'classes: {_some(stray)} are in one of them only. A class is known by the place '
+                f'classes; in one of them only: {_some(stray)}. A class is known by the place '
                 'of its folder in the alphabet, so that all splits need the same ones.'
             )
 

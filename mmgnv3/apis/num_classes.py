@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from mmgnv3.utils.wording import count
+
 # Where detectors and classifiers have heads that tell classes apart, and what they stand in. Left
 # out are those whose number is another one: of a region proposal network, of a teacher, of stuff.
 _HEADS = ('head', 'bbox_head', 'mask_head')
@@ -28,7 +30,7 @@ def check_num_classes(model: dict, num_classes: int, dataset: str) -> None:
     for entry, theirs in _iter_heads(model, 'model'):
         if theirs != num_classes:
             raise ValueError(
-                f'{dataset} has {num_classes} class{"" if num_classes == 1 else "es"}, and '
+                f'{dataset} has {count(num_classes, "class")}, and '
                 f'{entry}.num_classes is {theirs!r}. Set {entry}.num_classes={num_classes}, or '
                 f'name the classes of the data by {dataset}.metainfo=dict(classes=(...)).'
             )

@@ -67,7 +67,7 @@ def test_load_of_another_network(other, message):
 
 def test_load_with_left_over_weights():
     weights = dict(nn.Linear(2, 3).state_dict(), extra=torch.zeros(1))
-    with pytest.raises(ValueError, match='unknown to the network, extra only'):
+    with pytest.raises(ValueError, match='it has weights that the network lacks: extra only'):
         load_weights(nn.Linear(2, 3), weights, 'net.pth')
 
 

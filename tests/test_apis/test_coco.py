@@ -171,7 +171,7 @@ def test_classes_that_are_not_the_categories(check, classes, message):
 
 def test_missing_images(check, data):
     (data / 'train' / '000002.jpg').unlink()
-    expected = f'1 of the 4 images .* first {re.escape(str(data))}/train/000002.jpg'
+    expected = f'1 of 4 images .* first {re.escape(str(data))}/train/000002.jpg'
     with pytest.raises(FileNotFoundError, match=expected):
         check()
 
