@@ -54,7 +54,8 @@ class GhostNetV3(BaseModule):
             ``SyncBN``) can be folded. None means ``dict(type='BN')``.
         norm_eval: Whether norms keep their running statistics in training.
         with_cp: Trades time for memory: activations inside a block are recomputed in the backward
-            pass. Outputs, gradients and running statistics stay the same.
+            pass. Outputs, gradients and running statistics stay the same. Under
+            :func:`torch.compile` it does nothing: the compiler decides what to recompute.
         deploy: Builds the folded form, into which weights of a folded backbone can be loaded.
         with_identity: Whether units that keep channels and stride have the identity branch.
         training_form: How branches are computed in training, one of
@@ -245,7 +246,11 @@ class GhostNetV3(BaseModule):
         return tuple(outs[index] for index in self.out_indices)
 
     def _forward_block(self, block: nn.Module, x: Tensor) -> Tensor:
-        if not (self.with_cp and torch.is_grad_enabled() and isinstance(block, GhostBottleneck)):
+        if (
+            not (self.with_cp and torch.is_grad_enabled() and isinstance(block, GhostBottleneck))
+            # A compiler decides by itself what to compute twice, and cannot trace the context.
+            or torch.compiler.is_compiling()
+        ):
             return block(x)
         return checkpoint(
             block,
@@ -361,15 +366,16 @@ def _describe(state_dict: dict[str, Tensor]) -> str:
 
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep running statistics as they are: recomputation must not count a batch twice."""
-    norms = [m for m in module.modules() if is_foldable_norm(m)]
-    saved = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        # Not track_running_stats: autograd expects as many saved tensors as in the first pass.
-        norm.momentum = 0.0
+    """Let a recomputation, which must not count a batch twice, update copies of the buffers.
+
+    The norms themselves stay as they are: branches are computed jointly or one by one by what
+    their norms are set to, and autograd expects the tensors of the first pass again.
+    """
+    owners = [(m, dict(m._buffers)) for m in module.modules() if m._buffers]
+    for owner, buffers in owners:
+        owner._buffers.update({k: v if v is None else v.clone() for k, v in buffers.items()})
     try:
         yield
     finally:
-        for norm, (momentum, num_batches_tracked) in zip(norms, saved, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(num_batches_tracked)
+        for owner, buffers in owners:
+            owner._buffers.update(buffers)

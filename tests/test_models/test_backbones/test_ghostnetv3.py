@@ -291,8 +291,23 @@ def test_checkpointing_changes_nothing():
     # Recomputation must not update the running statistics a second time.
     for (name, ours), theirs in zip(thrifty.named_buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12, msg=name)
-    norms = [m for m in thrifty.modules() if isinstance(m, _BatchNorm)]
-    assert {m.momentum for m in norms} == {0.1}
+
+
+def test_checkpointing_is_left_to_a_compiler():
+    arch = dict(stem_channels=8, rows=[(3, 16, 16, 0, 1)])
+    backbone = make_backbone(arch=arch, out_indices=(0,), with_cp=True).train()
+    expected = copy.deepcopy(backbone)
+    x = torch.randn(2, 3, 32, 32)
+    torch.compiler.reset()
+    outs = [
+        net(x)[0]
+        for net in (torch.compile(backbone, backend='aot_eager', fullgraph=True), expected)
+    ]
+    torch.testing.assert_close(*outs, rtol=1e-5, atol=1e-5)
+    for out in outs:
+        out.square().mean().backward()
+    for (name, ours), theirs in zip(backbone.named_buffers(), expected.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(

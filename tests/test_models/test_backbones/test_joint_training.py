@@ -50,9 +50,17 @@ def test_pair_differs_in_its_forms():
     assert forms == [{'plain', 'moments', 'stacked', 'depthwise'}, {'plain'}]
 
 
-@pytest.mark.parametrize('kwargs', [dict(), dict(with_cp=True)], ids=str)
-def test_step_equals_plain_step(kwargs):
+@pytest.mark.parametrize(
+    ('kwargs', 'momenta'),
+    [(dict(), {}), (dict(with_cp=True), {}), (dict(with_cp=True), {1: 0.3, 2: None})],
+    ids=['plain', 'recomputed', 'recomputed, momenta differ'],
+)
+def test_step_equals_plain_step(kwargs, momenta):
     joint, plain = make_pair(**kwargs)
+    for backbone in (joint, plain):
+        for unit in (m for m in backbone.modules() if isinstance(m, MultiBranchConv2d)):
+            for index, branch in enumerate(unit.branches):
+                branch[-1].momentum = momenta.get(index, branch[-1].momentum)
     x = torch.randn(3, 3, 37, 41, dtype=torch.float64)
     outs = [backbone(x) for backbone in (joint, plain)]
     for ours, theirs in zip(*outs, strict=True):
