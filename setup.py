@@ -79,7 +79,8 @@ setup(
     python_requires='>=3.10,<3.13',
     # No OpenMMLab distribution here: OneDL's and upstream's own the same modules, and pulling in
     # one line beside the other breaks both. The extras are the choice between them.
-    install_requires=['numpy', 'torch'],
+    # From torch 2.5 on, files are opened without running what they hold, known classes excepted.
+    install_requires=['numpy', 'torch>=2.5'],
     extras_require={name: requirements(name) for name in ('onedl', 'openmmlab', 'dev')},
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,

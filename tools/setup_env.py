@@ -49,7 +49,7 @@ if unsupported_python(sys.version_info):
     sys.exit(unsupported_python(sys.version_info))
 
 HEARTBEAT = 60  # seconds between two signs of life of a long step
-DISK_SPACE = 12e9  # bytes: 7 GB stay, the downloads lie beside them for a while
+DISK_SPACE = 12e9  # bytes: 9 GB stay, downloads lie beside the first of them for a while
 
 # What pip's output says about a failure -> cause, remedy. The first match counts.
 KNOWN_FAILURES = (
