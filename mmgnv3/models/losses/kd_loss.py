@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgnv3.registry import MODELS
+from mmgnv3.utils.arguments import is_real
 
 
 @MODELS.register_module()
@@ -34,10 +35,10 @@ class KDLoss(nn.Module):
         divergence: ``'kl'``, or ``'cross_entropy'``: it exceeds the former by the entropy of the
             teacher's answers, has the same gradient and does not go to 0.
         label_smooth_val: Share of the labels that is spread evenly over all classes, in [0, 1).
-        loss_weight: Factor of both terms.
+        loss_weight: Factor of both terms, above 0.
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: If an argument is no number, or lies outside its range.
 
     Examples:
         >>> import torch
@@ -56,19 +57,22 @@ class KDLoss(nn.Module):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        # Written so that NaN is refused as well.
-        if not 0 <= alpha <= 1:
+        if not (is_real(alpha) and 0 <= alpha <= 1):
             raise ValueError(
-                f'alpha is the share of the teacher in the loss, between 0 and 1, got {alpha}.'
+                f'alpha is the share of the teacher in the loss, from 0 to 1, got {alpha!r}.'
             )
-        if not 0 < tau < float('inf'):
-            raise ValueError(f'tau is a temperature: a number above 0, got {tau}.')
+        if not (is_real(tau) and tau > 0):
+            raise ValueError(f'tau is a temperature: a number above 0, got {tau!r}.')
         if divergence not in ('kl', 'cross_entropy'):
             raise ValueError(f"divergence is 'kl' or 'cross_entropy', got {divergence!r}.")
-        if not 0 <= label_smooth_val < 1:
+        if not (is_real(label_smooth_val) and 0 <= label_smooth_val < 1):
             raise ValueError(
-                f'label_smooth_val is the share of the labels that is spread over all classes: '
-                f'0 or more and less than 1, got {label_smooth_val}.'
+                'label_smooth_val is the share of the labels that is spread over all classes: a '
+                f'number from 0, less than 1, got {label_smooth_val!r}.'
+            )
+        if not (is_real(loss_weight) and loss_weight > 0):
+            raise ValueError(
+                f'loss_weight is the factor of both terms: a number above 0, got {loss_weight!r}.'
             )
         self.alpha = alpha
         self.tau = tau
@@ -115,12 +119,20 @@ class KDLoss(nn.Module):
             loss_kd=weight * self.alpha * self.tau**2 * kd,
         )
 
+    @property
+    def settings(self) -> dict[str, float | str]:
+        """The arguments, by which a resumed run knows whether it has the same loss."""
+        return dict(
+            alpha=self.alpha,
+            tau=self.tau,
+            divergence=self.divergence,
+            label_smooth_val=self.label_smooth_val,
+            loss_weight=self.loss_weight,
+        )
+
     def extra_repr(self) -> str:
         """Name the settings when the model is printed."""
-        return (
-            f'alpha={self.alpha}, tau={self.tau}, divergence={self.divergence!r}, '
-            f'label_smooth_val={self.label_smooth_val}, loss_weight={self.loss_weight}'
-        )
+        return ', '.join(f'{name}={value!r}' for name, value in self.settings.items())
 
 
 def _float32(score: Tensor) -> Tensor:
