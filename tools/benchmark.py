@@ -5,13 +5,14 @@
     python tools/benchmark.py memory
     python tools/benchmark.py train --device cuda --batch 256 --amp --compile --optimizer
 
-Every command prints a Markdown table and, below it, the ratios that matter. With --out it writes a
-JSON file and a picture of the same name beside it. All networks take their turn in every round.
+Every command prints a Markdown table and, below it, the ratios that matter, of times in the better
+memory format of each network. With --out it writes a JSON file and a picture of the same name
+beside it. All networks take their turn in every round.
 """
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,13 +20,18 @@ from pathlib import Path
 os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
 
 import torch
-from torch import nn
 
+from mmgnv3.apis.cli import plain_errors
 from mmgnv3.benchmark import inference, networks, report, training
 from mmgnv3.benchmark.networks import BRANCH_FREE, OURS, TIMM, TIMM_BRANCH_FREE
 from mmgnv3.benchmark.training import Variant
 from mmgnv3.utils import write_json
 from mmgnv3.utils.machine import describe_machine
+
+# Values of a column by network, None where there is none.
+Column = Mapping[str, float | None]
+
+BETTER = 'the better memory format of each'
 
 RATIOS = (
     (TIMM, OURS),
@@ -67,7 +73,7 @@ def parse_args() -> argparse.Namespace:
         command.add_argument('--size', type=positive, default=224, help='pixels a side')
         command.add_argument('--device', type=device, default='cpu', help='cpu, cuda, cuda:1, ...')
         command.add_argument('--threads', type=positive, help="of the CPU; torch's choice if none")
-        command.add_argument('--out', type=Path, help='JSON file; a picture goes beside it')
+        command.add_argument('--out', type=json_file, help='JSON file; a picture goes beside it')
         if rounds:
             text = 'the median is taken over them'
             command.add_argument('--rounds', type=positive, default=rounds, help=text)
@@ -94,6 +100,14 @@ def device(text: str) -> torch.device:
     return wanted
 
 
+def json_file(text: str) -> Path:
+    """Type of an argument that names a JSON file."""
+    path = Path(text)
+    if path.suffix != '.json':
+        raise argparse.ArgumentTypeError(f'{text} must end in .json; the picture ends in .png')
+    return path
+
+
 def run_train(args: argparse.Namespace) -> None:
     """Measure the training step."""
     variants = [Variant(), Variant(channels_last=True)]
@@ -101,13 +115,17 @@ def run_train(args: argparse.Namespace) -> None:
         variants.append(Variant(channels_last=True, amp=True))
     if args.compile:
         variants.append(Variant(channels_last=True, amp=args.amp, compiled=True))
-    builders = choose_networks(args.networks)
+    builders = networks.training_networks(args.networks)
     images = torch.rand(args.batch, 3, args.size, args.size, device=args.device)
     times = training.measure_training(builders, variants, images, args.rounds, args.optimizer)
 
     header, rows = ['network'], [[name] for name in builders]
-    best = {}
+    bars: dict[str, Column] = {}
+    best: dict[str, Column] = {}
     for variant in variants:
+        steps = bars[variant.name] = {name: times[name, variant].step for name in builders}
+        others = best.get(variant.mode, steps)
+        best[variant.mode] = {name: min(step, others[name]) for name, step in steps.items()}
         header.append(f'{variant.name}, ms')
         if args.optimizer:
             header.append('LAMB + EMA')
@@ -115,22 +133,18 @@ def run_train(args: argparse.Namespace) -> None:
             header.append('peak, MiB')
         for row in rows:
             found = times[row[0], variant]
-            best[row[0]] = min(found.step, best.get(row[0], found.step))
             row.append(report.format_number(found.step))
             if args.optimizer:
                 row.append(f'{found.update:.1f} ms, {100 * found.update / found.step:.0f} %')
             if args.device.type == 'cuda':
                 row.append(report.format_number(found.peak_mib, digits=0))
-    series = {v.name: [times[name, v].step for name in builders] for v in variants}
     head = f'training step, batch {args.batch}'
     print_table(args, head, header, rows)
-    print(f'\nRatios of steps, best column of each:\n\n{format_ratios(best)}')
     content = [
         dict(network=name, **asdict(variant), **asdict(found))
         for (name, variant), found in times.items()
     ]
-    write(args, content, dict(batch=args.batch, ratios=ratios(best)))
-    draw(args, series, list(builders), 'ms', head)
+    save(args, head, bars, 'ms', content, print_ratios(RATIOS, best, f', {BETTER}'))
 
 
 def run_infer(args: argparse.Namespace) -> None:
@@ -140,7 +154,6 @@ def run_infer(args: argparse.Namespace) -> None:
         args.onnx = False
     compared = networks.inference_networks(args.widths)
     image = torch.rand(1, 3, args.size, args.size, device=args.device)
-    header = ['network', 'params', 'params folded', 'MACs']
     rows, content = [], []
     for network in compared:
         for form in (network.model, network.folded):
@@ -162,34 +175,24 @@ def run_infer(args: argparse.Namespace) -> None:
                 network=network.name, params=params, params_folded=folded, macs=macs, latency_ms={}
             )
         )
-    shown = [
-        form
-        for form in inference.FORMS
-        if (form != 'compiled' or args.compile) and (form != 'ONNX Runtime' or args.onnx)
-    ]
-    series = {}
+    columns: dict[str, Column] = {}
     for batch in args.batch:
         images = image.expand(batch, -1, -1, -1).contiguous()
         times = inference.measure_latencies(compared, images, args.rounds, args.compile, args.onnx)
-        for form in shown:
-            header.append(form if batch == 1 else f'{form}, {batch} images')
-            series[header[-1]] = [times.get((network.name, form)) for network in compared]
-            for row, record in zip(rows, content, strict=True):
-                latency = times.get((row[0], form))
-                row.append(report.format_number(latency, 'ms'))
-                record['latency_ms'][header[-1]] = latency
-    head = f'inference, latency of {" and ".join(map(str, args.batch))} image(s)'
+        for form in inference.FORMS:
+            column = form if batch == 1 else f'{form}, {batch} images'
+            found = {network.name: times.get((network.name, form), {}) for network in compared}
+            if any(found.values()):
+                columns[column] = {name: min(t.values(), default=None) for name, t in found.items()}
+                for record in content:
+                    record['latency_ms'][column] = found[record['network']]
+    for row in rows:
+        row += [report.format_number(column[row[0]], 'ms') for column in columns.values()]
+    head = f'inference, latency of {" and ".join(map(str, args.batch))} image(s), {BETTER}'
+    header = ['network', 'params', 'params folded', 'MACs', *columns]
     print_table(args, head, header, rows)
-    records = {record['network']: record['latency_ms'] for record in content}
-    print('\nLatency of ours / of timm, same width:\n')
-    pairs = [(name, f'{name} (timm)') for name in records if f'{name} (timm)' in records]
-    lines = [
-        [ours, *(f'{records[ours][c] / records[theirs][c]:.2f}' for c in series)]
-        for ours, theirs in pairs
-    ]
-    print(report.format_table(['network', *series], lines))
-    write(args, content, dict(batch=args.batch))
-    draw(args, series, list(records), 'ms', head)
+    pairs = [(network.name, f'{network.name} (timm)') for network in compared]
+    save(args, head, columns, 'ms', content, print_ratios(pairs, columns))
 
 
 def run_memory(args: argparse.Namespace) -> None:
@@ -197,35 +200,35 @@ def run_memory(args: argparse.Namespace) -> None:
     images = torch.rand(args.batch, 3, args.size, args.size, device=args.device)
     kept = {
         name: training.measure_saved_activations(build(), images)
-        for name, build in choose_networks(args.networks).items()
+        for name, build in networks.training_networks(args.networks).items()
     }
-    head = f'activations saved by a training step, batch {args.batch}'
+    head = f'activations saved by a training step, channels_last float32, batch {args.batch}'
     rows = [[name, report.format_number(mib, digits=0)] for name, mib in kept.items()]
     print_table(args, head, ['network', 'MiB'], rows)
-    print(f'\nRatios:\n\n{format_ratios(kept)}')
     content = [dict(network=name, saved_mib=mib) for name, mib in kept.items()]
-    write(args, content, dict(batch=args.batch, ratios=ratios(kept)))
-    draw(args, {'saved': list(kept.values())}, list(kept), 'MiB', head)
+    columns = dict(saved=kept)
+    save(args, head, columns, 'MiB', content, print_ratios(RATIOS, columns))
 
 
-def choose_networks(names: list[str] | None) -> dict[str, Callable[[], nn.Module]]:
-    """Take the builders of networks by name, all of them if there are no names."""
-    builders = networks.training_networks()
-    if unknown := set(names or ()) - set(builders):
-        raise ValueError(f'no network {", ".join(unknown)}; there are {", ".join(builders)}')
-    return {name: build for name, build in builders.items() if not names or name in names}
-
-
-def ratios(values: dict[str, float]) -> dict[str, float]:
-    """Quotients of what was measured that the network is judged by."""
-    pairs = [(a, b) for a, b in RATIOS if a in values and b in values]
-    return {f'{a} / {b}': values[a] / values[b] for a, b in pairs}
-
-
-def format_ratios(values: dict[str, float]) -> str:
-    """Write them as a Markdown table."""
-    lines = [[name, f'{ratio:.2f}'] for name, ratio in ratios(values).items()]
-    return report.format_table(['ratio', ''], lines)
+def print_ratios(
+    pairs: Iterable[tuple[str, str]], columns: Mapping[str, Column], note: str = ''
+) -> dict[str, dict[str, float | None]]:
+    """Print quotients of networks that were measured, and return them by pair and column."""
+    ratios = {
+        f'{a} / {b}': {
+            name: column[a] / column[b] if column[a] and column[b] else None
+            for name, column in columns.items()
+        }
+        for a, b in pairs
+        if all(a in column and b in column for column in columns.values())
+    }
+    rows = [
+        [pair, *(report.format_number(ratio, digits=2) for ratio in found.values())]
+        for pair, found in ratios.items()
+    ]
+    print(f'\nRatios{note}:\n')
+    print(report.format_table(['ratio', *columns], rows))
+    return ratios
 
 
 def print_table(
@@ -244,25 +247,26 @@ def describe(args: argparse.Namespace) -> str:
     return '; '.join(parts)
 
 
-def write(args: argparse.Namespace, rows: list[dict], more: dict) -> None:
-    """Write the numbers if a file was asked for."""
-    if args.out:
-        settings = dict(machine=describe_machine(args.device), size=args.size, **more)
-        settings.update(rounds=getattr(args, 'rounds', None))
-        write_json(dict(settings=settings, rows=rows), args.out)
-
-
-def draw(
+def save(
     args: argparse.Namespace,
-    series: dict[str, list[float | None]],
-    names: list[str],
-    unit: str,
     head: str,
+    columns: Mapping[str, Column],
+    unit: str,
+    rows: list[dict],
+    ratios: dict,
 ) -> None:
-    """Draw the numbers if a file was asked for."""
+    """Write the numbers and draw the columns if a file was asked for."""
     if args.out:
+        settings = dict(
+            machine=describe_machine(args.device),
+            size=args.size,
+            batch=args.batch,
+            ratios=ratios,
+            rounds=getattr(args, 'rounds', None),
+        )
+        write_json(dict(settings=settings, rows=rows), args.out)
         title = f'{head}\n{describe(args)}'
-        report.draw_bars(series, names, args.out.with_suffix('.png'), unit, title)
+        report.draw_bars(columns, args.out.with_suffix('.png'), unit, title)
 
 
 def main() -> None:
@@ -270,10 +274,11 @@ def main() -> None:
     args = parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
+    with plain_errors():
+        if args.out:
+            # A folder that cannot be made is to be known before the measuring, not after.
+            args.out.parent.mkdir(parents=True, exist_ok=True)
         args.run(args)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
 
 
 if __name__ == '__main__':

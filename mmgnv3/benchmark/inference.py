@@ -16,6 +16,8 @@ from .timing import measure_interleaved
 FORMS = ('training form', 'folded', 'compiled', 'ONNX Runtime')
 """What a latency is measured of. The last two are made from the form to deploy."""
 
+_MEMORY_FORMATS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
+
 
 def measure_latencies(
     networks: Sequence[Network],
@@ -23,7 +25,7 @@ def measure_latencies(
     rounds: int,
     with_compile: bool = False,
     with_onnx: bool = False,
-) -> dict[tuple[str, str], float]:
+) -> dict[tuple[str, str], dict[str, float]]:
     """Measure networks in eval mode, all of them in turn.
 
     Args:
@@ -34,24 +36,36 @@ def measure_latencies(
         with_onnx: Adds ONNX Runtime, float32 on the CPU.
 
     Returns:
-        Median latency of a batch in milliseconds by name and form.
+        Median latency of a batch in milliseconds by name and form, then by memory format: that of
+        images and weights, 'contiguous' alone for ONNX Runtime.
 
     Raises:
         ModuleNotFoundError: If ONNX Runtime was asked for and is not installed.
     """
-    tasks: dict[tuple[str, str], Callable[[], object]] = {}
+    tasks: dict[tuple[str, str, str], Callable[[], object]] = {}
     for network in networks:
-        forms = {'training form': network.model}
-        if network.folded is not None:
-            forms['folded'] = network.folded
-        if with_compile:
-            forms['compiled'] = torch.compile(network.deployed)
-        for form, model in forms.items():
-            tasks[network.name, form] = _call(model, images)
+        for name, memory_format in _MEMORY_FORMATS.items():
+            model, folded = (
+                copy.deepcopy(form).to(memory_format=memory_format) if form is not None else None
+                for form in (network.model, network.folded)
+            )
+            forms = {'training form': model}
+            if folded is not None:
+                forms['folded'] = folded
+            if with_compile:
+                forms['compiled'] = torch.compile(folded or model)
+            arranged = images.contiguous(memory_format=memory_format)
+            for form, called in forms.items():
+                tasks[network.name, form, name] = _call(called, arranged)
         if with_onnx:
-            tasks[network.name, 'ONNX Runtime'] = _onnx_session(network.deployed, images)
+            session = _onnx_session(network.deployed, images)
+            tasks[network.name, 'ONNX Runtime', 'contiguous'] = session
     with torch.inference_mode():
-        return measure_interleaved(tasks, rounds, images.device, warm_up=3, settle=True)
+        times = measure_interleaved(tasks, rounds, images.device, warm_up=3, settle=True)
+    latencies: dict[tuple[str, str], dict[str, float]] = {}
+    for (network_name, form, memory_format), time in times.items():
+        latencies.setdefault((network_name, form), {})[memory_format] = time
+    return latencies
 
 
 def missing_for_onnx() -> str | None:

@@ -20,13 +20,6 @@ OURS = 'GhostNetV3 1x'
 TIMM = 'GhostNetV3 1x (timm)'
 TIMM_BRANCH_FREE = 'GhostNetV2 1x (timm)'
 
-_TIMM_GHOSTNETV3 = {
-    0.5: 'ghostnetv3_050',
-    1.0: 'ghostnetv3_100',
-    1.3: 'ghostnetv3_130',
-    1.6: 'ghostnetv3_160',
-}
-
 
 @dataclass
 class Network:
@@ -63,37 +56,40 @@ def inference_networks(widths: Sequence[float]) -> list[Network]:
     """Build the networks for inference, with random weights: time does not depend on them.
 
     Args:
-        widths: Width multipliers of GhostNetV3.
+        widths: Width multipliers.
 
     Returns:
-        For every width this package's network and timm's, if timm has it; GhostNetV2 and
-        MobileNetV3-Large, which have no branches to fold.
+        GhostNetV3 and GhostNetV2, the same without branches, in every width, each before timm's if
+        timm has it; timm's MobileNetV3-Large. timm folds branches and nothing else.
 
     Raises:
-        ModuleNotFoundError: If timm is not installed.
+        RuntimeError: If timm is not installed.
     """
     timm, reparameterize_model = _import_timm()
     networks = []
     for width in widths:
-        ours = build_classifier(GhostNetV3(widen_factor=width)).eval()
-        networks.append(Network(f'GhostNetV3 {width:g}x', ours, fold(ours)))
-        if width in _TIMM_GHOSTNETV3:
-            theirs = timm.create_model(_TIMM_GHOSTNETV3[width]).eval()
-            name = f'GhostNetV3 {width:g}x (timm)'
-            networks.append(Network(name, theirs, reparameterize_model(theirs)))
-    for name, timm_name in (
-        (TIMM_BRANCH_FREE, 'ghostnetv2_100'),
-        ('MobileNetV3-Large 1x (timm)', 'mobilenetv3_large_100'),
-    ):
-        networks.append(Network(name, timm.create_model(timm_name).eval()))
-    return networks
+        for version, backbone in ((3, GhostNetV3), (2, GhostNetV2)):
+            name = f'GhostNetV{version} {width:g}x'
+            ours = build_classifier(backbone(widen_factor=width)).eval()
+            networks.append(Network(name, ours, fold(ours)))
+            timm_name = f'ghostnetv{version}_{100 * width:03g}'
+            if timm.is_model(timm_name):
+                theirs = timm.create_model(timm_name).eval()
+                folded = reparameterize_model(theirs) if version == 3 else None
+                networks.append(Network(f'{name} (timm)', theirs, folded))
+    mobilenet = timm.create_model('mobilenetv3_large_100').eval()
+    return [*networks, Network('MobileNetV3-Large 1x (timm)', mobilenet)]
 
 
-def training_networks() -> dict[str, Callable[[], nn.Module]]:
+def training_networks(names: Sequence[str] | None = None) -> dict[str, Callable[[], nn.Module]]:
     """Builders of the networks for training, all at width 1.0, in the order of the table.
 
+    Args:
+        names: Which to take; all of them if there are none.
+
     Raises:
-        ModuleNotFoundError: If timm is not installed.
+        RuntimeError: If timm is not installed.
+        ValueError: If there is no network of one of the names.
     """
     timm, _ = _import_timm()
 
@@ -103,7 +99,7 @@ def training_networks() -> dict[str, Callable[[], nn.Module]]:
     def build_timm(name: str) -> Callable[[], nn.Module]:
         return lambda: timm.create_model(name, num_classes=NUM_CLASSES)
 
-    return {
+    builders = {
         OURS: build(GhostNetV3),
         f'{OURS}, branch by branch': build(GhostNetV3, training_form='plain'),
         f'{OURS}, folded': lambda: fold(build_classifier(GhostNetV3())),
@@ -112,6 +108,10 @@ def training_networks() -> dict[str, Callable[[], nn.Module]]:
         TIMM_BRANCH_FREE: build_timm('ghostnetv2_100'),
         'MobileNetV3-Large 1x (timm)': build_timm('mobilenetv3_large_100'),
     }
+    if unknown := set(names or ()) - set(builders):
+        listed = '; '.join(sorted(unknown)), '; '.join(builders)
+        raise ValueError('There is no network {}. Those to choose from: {}.'.format(*listed))
+    return {name: build for name, build in builders.items() if not names or name in names}
 
 
 def count_params(model: nn.Module) -> int:
@@ -124,7 +124,7 @@ def _import_timm() -> tuple:
         import timm
         from timm.utils.model import reparameterize_model
     except ImportError as error:
-        raise ModuleNotFoundError(
-            'the networks to compare with are in timm: pip install -r requirements/dev.txt'
+        raise RuntimeError(
+            "The networks to compare with are in timm: pip install 'mmgnv3[dev]'."
         ) from error
     return timm, reparameterize_model

@@ -20,8 +20,7 @@ def format_number(value: float | None, unit: str = '', digits: int = 1) -> str:
 
 
 def draw_bars(
-    series: Mapping[str, Sequence[float | None]],
-    names: Sequence[str],
+    columns: Mapping[str, Mapping[str, float | None]],
     path: str | os.PathLike,
     label: str,
     title: str,
@@ -29,17 +28,18 @@ def draw_bars(
     """Draw a bar for every network and column.
 
     Args:
-        series: Values of all networks by the name of the column; None for a missing bar.
-        names: Names of the networks.
+        columns: Values by network, None for a missing bar, by the name of the column; the networks
+            of all columns are the same.
         path: Picture to write.
         label: What the values are, with their unit.
         title: Line above the picture.
     """
-    height = 0.8 / len(series)
+    height, names = 0.8 / len(columns), list(next(iter(columns.values())))
     figure = Figure(figsize=(9, 1 + 0.5 * len(names)), dpi=120, layout='constrained')
     axes = figure.subplots()
-    for index, (column, values) in enumerate(series.items()):
-        places = [place + (index - (len(series) - 1) / 2) * height for place in range(len(names))]
+    for index, (column, found) in enumerate(columns.items()):
+        values = [found[name] for name in names]
+        places = [place + (index - (len(columns) - 1) / 2) * height for place in range(len(names))]
         bars = axes.barh(places, [value or 0 for value in values], height, label=column)
         axes.bar_label(bars, [format_number(value, digits=0) for value in values], padding=3)
     axes.set_yticks(range(len(names)), names)
@@ -48,6 +48,6 @@ def draw_bars(
     axes.set_xlabel(label)
     axes.set_title(title, fontsize='small')
     axes.spines[['top', 'right']].set_visible(False)
-    if len(series) > 1:
+    if len(columns) > 1:
         axes.legend(frameon=False)
     save_figure(figure, path)

@@ -33,9 +33,12 @@ class Variant:
     @property
     def name(self) -> str:
         """Heading of the column."""
-        words = ['channels_last' if self.channels_last else 'contiguous']
-        words += ['bf16'] * self.amp + ['compiled'] * self.compiled
-        return ' '.join(words)
+        return f'{"channels_last" if self.channels_last else "contiguous"} {self.mode}'
+
+    @property
+    def mode(self) -> str:
+        """What columns that differ in the memory format alone have in common."""
+        return ('bf16' if self.amp else 'float32') + ' compiled' * self.compiled
 
     @property
     def memory_format(self) -> torch.memory_format:

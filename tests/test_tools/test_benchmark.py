@@ -9,8 +9,14 @@ import torch
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from mmgnv3.benchmark import inference
-from mmgnv3.benchmark.networks import BRANCH_FREE, OURS, build_classifier
+from mmgnv3.benchmark import inference, networks
+from mmgnv3.benchmark.networks import (
+    BRANCH_FREE,
+    OURS,
+    TIMM,
+    TIMM_BRANCH_FREE,
+    build_classifier,
+)
 from mmgnv3.benchmark.timing import measure_interleaved
 from mmgnv3.benchmark.training import measure_saved_activations
 from mmgnv3.models import GhostNetV3
@@ -44,33 +50,33 @@ def read_table(text: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize('device', DEVICES)
 def test_infer(run, capsys, tmp_path, device):
     out = tmp_path / 'new' / 'infer.json'
-    options = ['--widths', '0.5', '--rounds', '1', '--threads', '1', '--size', '64']
+    options = ['--widths', '1', '--rounds', '1', '--threads', '1', '--size', '33']
     run('infer', *options, '--batch', '1', '2', '--device', device, '--out', str(out))
     printed = capsys.readouterr().out
     table = read_table(printed)
-    columns = ['params', 'params folded', 'MACs', 'training form', 'folded']
-    columns += ['training form, 2 images', 'folded, 2 images']
-    assert table['network'] == columns
-    names = [
-        'GhostNetV3 0.5x',
-        'GhostNetV3 0.5x (timm)',
-        'GhostNetV2 1x (timm)',
-        'MobileNetV3-Large 1x (timm)',
-    ]
-    assert set(table) == {*names, 'network', '---'}
-    assert table['GhostNetV3 0.5x'][:2] == ['3.395M', '2.842M']
+    latencies = ['training form', 'folded', 'training form, 2 images', 'folded, 2 images']
+    assert table['network'] == ['params', 'params folded', 'MACs', *latencies]
+    names = [OURS, TIMM, BRANCH_FREE, TIMM_BRANCH_FREE, 'MobileNetV3-Large 1x (timm)']
+    pairs = [f'{OURS} / {TIMM}', f'{BRANCH_FREE} / {TIMM_BRANCH_FREE}']
+    assert set(table) == {*names, *pairs, 'network', 'ratio', '---'}
+    assert table[OURS][:2] == ['8.129M', '6.126M']
     # timm leaves 54 norms unfolded.
-    assert table['GhostNetV3 0.5x (timm)'][:2] == ['3.395M', '2.853M']
-    assert table['GhostNetV3 0.5x'][2] == table['GhostNetV3 0.5x (timm)'][2]
+    assert table[TIMM][:2] == ['8.129M', '6.148M']
+    assert table[OURS][2] == table[TIMM][2] == table[BRANCH_FREE][2]
     assert all(table[name][3].endswith(' ms') for name in names)
-    assert table['GhostNetV2 1x (timm)'][1::3] == ['-', '-']
+    assert table[TIMM_BRANCH_FREE][1::3] == ['-', '-']
+    assert table['ratio'] == latencies and table[pairs[1]][1::2] == ['-', '-']
 
     content = json.loads(out.read_text())
     assert content['settings']['machine'] in printed
     assert torch.__version__ in content['settings']['machine']
     assert 'threads: 1' in content['settings']['machine']
     assert [row['network'] for row in content['rows']] == names
-    assert all(row['latency_ms']['training form'] > 0 for row in content['rows'])
+    times = [row['latency_ms']['folded, 2 images'] for row in content['rows']]
+    assert set(times[0]) == {'contiguous', 'channels_last'} and times[3] == {}
+    # Each in its better format.
+    ratio = min(times[0].values()) / min(times[1].values())
+    assert content['settings']['ratios'][pairs[0]]['folded, 2 images'] == ratio
     assert {path.name for path in out.parent.iterdir()} == {'infer.json', 'infer.png'}
 
 
@@ -78,17 +84,25 @@ def test_infer(run, capsys, tmp_path, device):
 def test_train(run, capsys, tmp_path, device):
     out = tmp_path / 'train.json'
     options = ['--batch', '2', '--rounds', '1', '--size', '33', '--device', device]
-    run('train', *PAIR, *options, '--optimizer', '--out', str(out))
+    run('train', *PAIR, *options, '--optimizer', '--amp', '--out', str(out))
     table = read_table(capsys.readouterr().out)
     headings = [cell for cell in table['network'] if cell.endswith(', ms')]
-    assert headings == ['contiguous, ms', 'channels_last, ms']
+    columns = ['contiguous float32', 'channels_last float32', 'channels_last bf16']
+    assert headings == [f'{column}, ms' for column in columns]
     assert all(float(table[name][0]) > 0 for name in (OURS, BRANCH_FREE))
-    assert f'{OURS} / {BRANCH_FREE}' in table
 
     content = json.loads(out.read_text())
-    assert len(content['rows']) == 2 * 2
+    assert len(content['rows']) == 2 * 3
+    best = {}
     for row in content['rows']:
         assert row['step'] > 0 and row['update'] > 0
+        key = row['network'], 'bf16' if row['amp'] else 'float32'
+        best[key] = min(row['step'], best.get(key, row['step']))
+    # A step in half precision is compared with such a step only.
+    ratios = {mode: best[OURS, mode] / best[BRANCH_FREE, mode] for mode in ('float32', 'bf16')}
+    assert content['settings']['ratios'] == {f'{OURS} / {BRANCH_FREE}': ratios}
+    assert table['ratio'] == ['float32', 'bf16']
+    assert table[f'{OURS} / {BRANCH_FREE}'] == [f'{ratio:.2f}' for ratio in ratios.values()]
     assert out.with_suffix('.png').stat().st_size > 0
 
 
@@ -122,9 +136,8 @@ def test_tasks_take_turns():
 
 def test_width_that_timm_does_not_have(run, capsys):
     run('infer', '--widths', '0.3', '--rounds', '1', '--size', '33')
-    assert [name for name in read_table(capsys.readouterr().out) if 'V3 0' in name] == [
-        'GhostNetV3 0.3x'
-    ]
+    names = [name for name in read_table(capsys.readouterr().out) if 'Ghost' in name]
+    assert names == ['GhostNetV3 0.3x', 'GhostNetV2 0.3x'][::-1]
 
 
 @pytest.mark.skipif(inference.missing_for_onnx() is not None, reason='needs onnx and onnxruntime')
@@ -161,15 +174,32 @@ def test_compiled_and_in_half_precision(run, capsys):
     [
         (('infer', '--widths', '-1'), 'widen_factor'),
         (('infer', '--size', '32', '--widths', '0.5'), 'too small'),
-        (('train', '--networks', 'ResNet'), 'no network ResNet; there are GhostNetV3 1x'),
+        (
+            ('train', '--networks', 'ResNet'),
+            'no network ResNet. Those to choose from: GhostNetV3 1x',
+        ),
     ],
     ids=str,
 )
 def test_refused(run, args, message, tmp_path):
     out = tmp_path / 'infer.json'
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit, match=f'^error: .*{message}'):
         run(*args, '--out', str(out))
     assert not out.exists()
+
+
+@pytest.mark.parametrize('command', ['train', 'infer', 'memory'])
+def test_without_timm(run, monkeypatch, command):
+    monkeypatch.setitem(sys.modules, 'timm', None)
+    with pytest.raises(SystemExit, match=r"^error: .* pip install 'mmgnv3\[dev\]'\.$"):
+        run(command)
+
+
+def test_folder_is_made_before_the_measuring(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(networks, 'training_networks', lambda names: pytest.fail('measured'))
+    (tmp_path / 'file').touch()
+    with pytest.raises(SystemExit, match='^error: .*file: File exists'):
+        run('memory', '--out', str(tmp_path / 'file' / 'memory.json'))
 
 
 @pytest.mark.parametrize(
@@ -180,6 +210,7 @@ def test_refused(run, args, message, tmp_path):
         (('infer', '--threads', 'two'), 'two'),
         (('infer', '--device', 'toaster'), 'no device'),
         (('train', '--device', 'cuda:99'), 'no cuda:99 here'),
+        (('memory', '--out', 'memory.png'), 'must end in .json'),
     ],
     ids=str,
 )
