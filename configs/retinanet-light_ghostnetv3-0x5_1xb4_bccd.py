@@ -3,7 +3,8 @@
 #
 #     python tools/train.py configs/retinanet-light_ghostnetv3-0x5_1xb4_bccd.py
 #
-# For other data in COCO format change what stands above the line.
+# For other data in COCO format change what stands above the line. Every value that is not mmdet's
+# is own choice, found on these data.
 _base_ = [
     './_base_/models/retinanet-light_ghostnetv3-0x5.py',
     './_base_/schedules/adamw-cosine_light-detection.py',

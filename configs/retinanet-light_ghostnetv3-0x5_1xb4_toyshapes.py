@@ -1,5 +1,5 @@
 # What `make demo` trains: a light RetinaNet on the embedded data set, from scratch, in minutes on a
-# CPU. By hand:
+# CPU. Every value that is not mmdet's is own choice. By hand:
 #
 #     python tools/make_toy_dataset.py data/toyshapes
 #     python tools/train.py configs/retinanet-light_ghostnetv3-0x5_1xb4_toyshapes.py

@@ -11,7 +11,7 @@ _base_ = [
 ]
 
 custom_hooks = [
-    # A run of 78,000 steps has no use for the memory of ImageNet's 750,000; the warm-up keeps the
+    # A run of 78,000 steps has no use for the memory of ImageNet's 375,000; the warm-up keeps the
     # average to the last tenth of shorter ones. Own choice.
     dict(_base_.ema_hook, momentum=1e-3, gamma=10),
     _base_.reparam_hook,

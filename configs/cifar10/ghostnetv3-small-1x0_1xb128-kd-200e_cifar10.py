@@ -1,12 +1,13 @@
-# With distillation, at the temperature that is customary on CIFAR-10.
+# With distillation.
 _base_ = [
     './ghostnetv3-small-1x0_1xb128-200e_cifar10.py',
     '../_base_/teachers/ghostnetv3-small-2x8_cifar10.py',
-    '../_base_/losses/kd.py',
+    '../_base_/losses/kd-cifar10.py',
 ]
 
 model = dict(
     type='mmgnv3.KDClassifier',
     teacher=_base_.teacher,
-    head=dict(type='mmgnv3.KDClsHead', loss=dict(_base_.kd_loss, tau=4.0)),
+    channel_order='RGB',  # in either form of the data
+    head=dict(type='mmgnv3.KDClsHead', loss=_base_.kd_loss),
 )

@@ -10,7 +10,7 @@ _base_ = [
     'mmpretrain::_base_/default_runtime.py',
 ]
 
-# Default of that command line's train.py.
+# The default of that command line's train.py.
 model = dict(head=dict(loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')))
 
 data_root = '{{$IMAGENET_ROOT:data/imagenet}}'

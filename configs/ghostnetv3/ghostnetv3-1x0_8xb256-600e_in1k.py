@@ -1,5 +1,6 @@
-# The paper's recipe without distillation: LAMB, batch 2048, 600 epochs, cosine, RandAugment,
-# RandomErasing, EMA. How sure each value is stands beside it, in the parts below.
+# The paper's recipe as far as it is known, without distillation: LAMB, batch 2048, 600 epochs,
+# cosine, RandAugment, RandomErasing, EMA. Much of it is recalled and to be checked: how sure each
+# value is stands beside it, in the parts below. Eight times 256 images: own choice.
 _base_ = [
     '../_base_/models/ghostnetv3-1x0_in1k.py',
     'mmpretrain::_base_/datasets/imagenet_bs32_pil_bicubic.py',

@@ -1,4 +1,4 @@
-# The recipe with another teacher of the paper's comparison; its width there: own choice.
+# The recipe with another teacher of the paper's comparison; the width of the student: own choice.
 _base_ = [
     './ghostnetv3-1x0_8xb256-600e_in1k.py',
     '../_base_/teachers/deit-base.py',

@@ -2,12 +2,14 @@
 #   - as it is given out: mmpretrain downloads it to data/cifar10;
 #   - as an image folder, where the environment variable CIFAR10_ROOT names one:
 #     train/<class>/*.jpg and test/<class>/*.jpg.
+# Crop, flip, mean and deviation: mmpretrain's cifar10_bs16; the batch of 128: its schedule
+# cifar10_bs128; the batch of an evaluation changes nothing.
 data_root = '{{$CIFAR10_ROOT:data/cifar10}}'
 is_folder = data_root != 'data/cifar10'
 
 data_preprocessor = dict(
     num_classes=10,
-    mean=[125.307, 122.961, 113.8575],  # RGB; this and the next: mmpretrain's cifar10_bs16
+    mean=[125.307, 122.961, 113.8575],  # RGB
     std=[51.5865, 50.847, 51.255],
     to_rgb=is_folder,  # the form given out is RGB already, a file is read as BGR
 )

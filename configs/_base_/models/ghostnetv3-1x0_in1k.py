@@ -1,5 +1,5 @@
 # GhostNetV3 1.0x with the network's own head: pooling, 1280 hidden units, 1000 classes.
-# Structure: the paper and its public code.
+# Structure: the public code, three branches a unit included.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='mmgnv3.GhostNetV3', widen_factor=1.0),

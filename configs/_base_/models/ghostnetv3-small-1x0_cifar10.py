@@ -1,4 +1,4 @@
-# GhostNetV3-Small 1.0x for images of 32 x 32 (arXiv 2509.12380), without dropout.
+# GhostNetV3-Small 1.0x for images of 32 x 32 (arXiv 2509.12380). No dropout: own choice.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='mmgnv3.GhostNetV3', arch='small', widen_factor=1.0),

@@ -1,4 +1,5 @@
-# A RetinaNet whose neck and head do not outweigh the backbone: for small data and CPUs.
+# A RetinaNet whose neck and head do not outweigh the backbone: for small data and CPUs. Its width
+# and sizes: own choice.
 _base_ = './retinanet_ghostnetv3-1x0_fpn.py'
 
 model = dict(

@@ -1,5 +1,5 @@
 # For light detectors from random weights, on small data: AdamW, a short warm-up, one cosine over
-# however many epochs the training has. Own choice, found on BCCD.
+# however many epochs the training has. Every value: own choice, found on BCCD.
 train_cfg = dict(type='EpochBasedTrainLoop')
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -1,7 +1,8 @@
-# The paper's training: LAMB at 0.005, weight decay 0.05, cosine (recalled, to be checked); batch
-# 2048, 600 epochs (quoted by later work).
+# The paper's training as far as it is known: LAMB at 0.005, weight decay 0.05, cosine (recalled,
+# to be checked); batch 2048, 600 epochs (quoted by later work). The rest of LAMB: mmpretrain's
+# defaults. That the rate grows with every iteration of the warm-up: own choice.
 max_epochs = 600
-warmup_epochs = 3  # public train.py, like the rates at both ends: 1e-4 and 1e-5
+warmup_epochs = 3  # default of the public train.py, like the rates at both ends: 1e-4 and 1e-5
 
 optim_wrapper = dict(
     optimizer=dict(type='mmgnv3.Lamb', lr=0.005, weight_decay=0.05),

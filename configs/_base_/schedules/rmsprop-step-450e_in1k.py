@@ -1,9 +1,13 @@
-# GhostNetV2's public command line: RMSprop at 0.064 for a batch of 8 x 128, 450 epochs, the rate
-# times 0.973 every 2.4 epochs. Two things are not the same here: timm's RMSpropTF adds its epsilon
-# (0.001) inside of the root, PyTorch's outside (hence the root of it, as in mmpretrain's
-# MobileNetV3), and the noise on the rate between 42 and 90 % of the epochs is left out.
+# GhostNetV2's public command line: RMSprop at 0.064 for a batch of 8 x 128, weight decay 1e-5, 450
+# epochs, the rate times 0.973 every 2.4 epochs, warm-up from 1e-6; momentum, alpha and the length
+# of the warm-up are the defaults of its train.py and of timm. Not the same here:
+#   - timm's RMSpropTF adds its epsilon (0.001) inside of the root, PyTorch's outside (hence the
+#     root of it, as in mmpretrain's MobileNetV3); its mean square begins at 1, and its momentum
+#     holds the rates at which the steps were taken;
+#   - the noise on the rate between 42 and 90 % of the epochs is left out;
+#   - the rate grows with every iteration of the warm-up, there with every epoch.
 max_epochs = 450
-warmup_epochs = 3  # default of that train.py
+warmup_epochs = 3
 
 optim_wrapper = dict(
     optimizer=dict(

@@ -9,7 +9,7 @@
 teacher = dict(
     config='mmpretrain::deit/deit-base_16xb64_in1k.py',
     checkpoint='{{$DEIT_BASE_CHECKPOINT:checkpoints/deit-base.pth}}',
-    # As in that config: ImageNet's mean and standard deviation, RGB.
+    # This and the size as in that config: ImageNet's mean and standard deviation, RGB.
     data_preprocessor=dict(
         mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
     ),

@@ -2,4 +2,5 @@
 teacher = dict(
     config='{{ fileDirname }}/../../cifar10/ghostnetv3-small-2x8_1xb128-200e_cifar10.py',
     checkpoint='{{$CIFAR10_TEACHER:work_dirs/ghostnetv3-small-2x8_1xb128-200e_cifar10/epoch_200.pth}}',
+    channel_order='RGB',  # as the student of the same data
 )

@@ -9,7 +9,7 @@
 teacher = dict(
     config='mmpretrain::resnet/resnet101_8xb32_in1k.py',
     checkpoint='{{$RESNET101_CHECKPOINT:checkpoints/resnet101.pth}}',
-    # As in that config: ImageNet's mean and standard deviation, RGB.
+    # This and the size as in that config: ImageNet's mean and standard deviation, RGB.
     data_preprocessor=dict(
         mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
     ),

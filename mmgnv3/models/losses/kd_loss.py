@@ -23,8 +23,8 @@ class KDLoss(nn.Module):
 
     Two settings are in use for GhostNetV3:
 
-    - the paper's (arXiv 2404.11202) is the formula above. Its alpha and tau are not known for
-      sure; the defaults are this package's choice;
+    - the paper's (arXiv 2404.11202), as it is recalled and to be checked, is the formula above.
+      Its alpha and tau are not known; the defaults are this package's choice;
     - the public training script's: label-smoothed cross entropy plus soft cross entropy to the
       teacher, each with weight 1, is ``alpha=0.5, loss_weight=2.0, divergence='cross_entropy',
       label_smooth_val=0.1``.
