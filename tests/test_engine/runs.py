@@ -77,11 +77,13 @@ teacher = dict(
     ),
     checkpoint='teacher.pth',
     data_preprocessor=dict(mean=[100.0] * 3, std=[50.0] * 3),
+    channel_order='BGR',
 )
 model = dict(
     type='mmgnv3.KDClassifier',
     head=dict(type='mmgnv3.KDClsHead', loss=dict(type='mmgnv3.KDLoss', tau=2.0)),
     teacher=teacher,
+    channel_order='BGR',
 )
 """
 

@@ -1,6 +1,7 @@
 """A classifier that learns from a teacher."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from mmpretrain.models import ClsDataPreprocessor, ImageClassifier
@@ -11,6 +12,7 @@ from mmgnv3.models.heads import KDClsHead
 from mmgnv3.registry import MODELS
 
 from .teacher import Teacher
+from .teacher_config import channel_order
 
 
 @MODELS.register_module()
@@ -32,6 +34,10 @@ class KDClassifier(ImageClassifier):
         train_cfg: Batch augmentations, see ``ImageClassifier``.
         data_preprocessor: Config of the student's preprocessor, a ``ClsDataPreprocessor``.
         init_cfg: Initialisation config.
+        channel_order: ``'RGB'`` or ``'BGR'``: the order in which the student gets the channels,
+            after its preprocessor; the teacher gets them in its own. It has to be said for
+            training where ``to_rgb`` of the preprocessor is not set, since that leaves the order
+            of the data: RGB for mmpretrain's CIFAR-10, BGR for files. None: RGB.
 
     Attributes:
         teacher (Teacher): The teacher. A deep copy of the classifier shares it.
@@ -64,6 +70,7 @@ class KDClassifier(ImageClassifier):
         train_cfg: dict | None = None,
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | list[dict] | None = None,
+        channel_order: str | None = None,
     ) -> None:
         super().__init__(
             backbone=backbone,
@@ -86,6 +93,7 @@ class KDClassifier(ImageClassifier):
                 f'{type(self.data_preprocessor).__name__}.'
             )
         self.teacher = Teacher.from_config(teacher, self.head.num_classes)
+        self.channel_order = channel_order
 
     def init_weights(self) -> None:
         """Initialise the student and build the teacher.
@@ -94,8 +102,10 @@ class KDClassifier(ImageClassifier):
 
         Raises:
             FileNotFoundError: If the teacher's config or checkpoint is missing.
-            ValueError: If its checkpoint is corrupt or another network's.
+            ValueError: If its checkpoint is corrupt or another network's, or nothing says in which
+                order the student gets the channels.
         """
+        self._channel_order()
         super().init_weights()
         self._build_teacher()
 
@@ -111,16 +121,34 @@ class KDClassifier(ImageClassifier):
         """
         # The teacher first: its activations are gone before the student's are kept.
         self._build_teacher()
-        teacher_score = self.teacher(self._undo_preprocessing(inputs)).to(inputs.device)
+        images = self._undo_normalisation(inputs)
+        teacher_score = self.teacher(images, self._channel_order()).to(inputs.device)
         return self.head.loss(self.extract_feat(inputs), data_samples, teacher_score=teacher_score)
+
+    def describe_distillation(self) -> dict[str, Any]:
+        """Say what the student learns from: the teacher, the images, and the loss.
+
+        A resumed run must have the same. Classes and other objects stand in it as they are in the
+        config.
+        """
+        return dict(
+            teacher=self.teacher.describe(),
+            channel_order=self._channel_order(),
+            loss=self.head.loss_module.settings,
+        )
+
+    def _channel_order(self) -> str:
+        return channel_order(
+            self.channel_order, self.data_preprocessor.to_rgb, 'The student, a KDClassifier,'
+        )
 
     def _build_teacher(self) -> None:
         weight = next(self.parameters())
         self.teacher.build(weight.device, weight.dtype)
 
     @torch.no_grad()
-    def _undo_preprocessing(self, inputs: Tensor) -> Tensor:
-        """Bring a batch back to the pixel values and the channel order of the data set.
+    def _undo_normalisation(self, inputs: Tensor) -> Tensor:
+        """Bring a batch back to the pixel values of the data set.
 
         Mixup and CutMix act after normalisation. They weigh pixels with weights that sum to one,
         so they are kept when a map of single pixels is undone.
@@ -128,8 +156,6 @@ class KDClassifier(ImageClassifier):
         preprocessor = self.data_preprocessor
         if preprocessor._enable_normalize:
             inputs = inputs * preprocessor.std + preprocessor.mean
-        if preprocessor.to_rgb and inputs.shape[1] == 3:
-            inputs = inputs.flip(1)
         return inputs
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'KDClassifier':

@@ -3,18 +3,21 @@
 import copy
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from inspect import signature
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
 from mmengine.dist import broadcast
-from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
-from mmengine.runner import CheckpointLoader
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
+
+from mmgnv3.utils import read_checkpoint, sha256
+from mmgnv3.utils.arguments import is_integer
+
+from .teacher_config import network_config, own_input_size
 
 
 class Teacher:
@@ -32,19 +35,26 @@ class Teacher:
         model: Instead of it, the config of the classifier itself, a dict.
         timm: Instead of both, the name of a timm model. It becomes mmpretrain's
             ``TimmClassifier`` (its ``TIMMBackbone`` has no head and therefore no logits).
-        checkpoint: The teacher's weights: a file, a URL or what else mmengine's loader knows; for
-            timm models ``.safetensors`` too.
+        checkpoint: The teacher's weights: what :func:`mmgnv3.utils.read_checkpoint` takes, a file
+            of torch's or of safetensors, a URL or what else mmengine's loader knows.
         random_init: Instead of a checkpoint: the teacher shall have random weights. It teaches
             nothing, so this is for tests and for measuring speed.
         data_preprocessor: ``mean``, ``std`` and ``to_rgb`` of the teacher's input, like those of
             mmpretrain's ``ClsDataPreprocessor``. None: those of the teacher's config, or of the
             timm model; an inline ``model`` without any has to be given them here.
+        channel_order: ``'RGB'`` or ``'BGR'``: the order in which the network gets the channels,
+            after its own preprocessing. It has to be said where ``to_rgb`` is not set, since that
+            leaves the order of what the teacher was trained on: RGB for mmpretrain's CIFAR-10, BGR
+            for files. None: RGB.
         input_size: Side, or height and width, in pixels, to which images are resized for it
-            (bilinear, with antialiasing). None: as they are.
+            (bilinear, with antialiasing), or ``'as_is'``: they stay as the student sees them. None:
+            the resolution that it was made for where that is known, from timm or as ``img_size``
+            of a transformer of mmpretrain; other teachers see them as they are.
 
     Raises:
         ValueError: If the arguments do not name one teacher with one source of weights, or its
-            config has another number of classes.
+            config is no classifier's, has another number of classes, or leaves open which images
+            the teacher takes.
     """
 
     def __init__(
@@ -56,7 +66,8 @@ class Teacher:
         checkpoint: str | None = None,
         random_init: bool = False,
         data_preprocessor: dict | None = None,
-        input_size: int | Sequence[int] | None = None,
+        channel_order: str | None = None,
+        input_size: int | Sequence[int] | str | None = None,
     ) -> None:
         if sum(source is not None for source in (config, model, timm)) != 1:
             raise ValueError(
@@ -65,7 +76,7 @@ class Teacher:
             )
         if config is not None and '::' in config and not config.startswith('mmpretrain::'):
             raise ValueError(f'A teacher is a classifier of mmpretrain, got config={config!r}.')
-        kind = model and model.get('type')
+        kind = model.get('type') if isinstance(model, dict) else None
         self.name = config or timm or getattr(kind, '__name__', kind)
         if bool(checkpoint) == bool(random_init):
             raise ValueError(
@@ -83,15 +94,16 @@ class Teacher:
             checkpoint=checkpoint,
             random_init=random_init,
             data_preprocessor=data_preprocessor,
+            channel_order=channel_order,
             input_size=input_size,
         )
-        self._input_size = _size(input_size)
+        self._input_size = None if input_size == 'as_is' else _size(input_size)
         self._is_copy = False
         # Deep copies have the same list: whoever builds the network builds it for all.
         self._built: list[nn.Module] = []
-        # Evaluation on a machine without the teacher's config is no fault; training is, see check.
-        if config is None or '::' in config or os.path.isfile(config):
-            self._check_num_classes()
+        # Evaluation without the teacher's config or timm is no fault; training is, see check.
+        if not timm and (config is None or '::' in config or os.path.isfile(config)):
+            _ = self._network_config
 
     @classmethod
     def from_config(cls, teacher: dict, num_classes: int) -> 'Teacher':
@@ -116,10 +128,12 @@ class Teacher:
 
         Raises:
             FileNotFoundError: If its config or its checkpoint is missing.
+            ValueError: If its config or name is none of a teacher.
         """
         config, path = self.settings['config'], os.path.expanduser(self.checkpoint or '')
         if config and '::' not in config and not os.path.isfile(config):
             raise FileNotFoundError(f'There is no config {os.path.abspath(config)} of the teacher.')
+        _ = self._network_config
         if path and '://' not in path and not os.path.isfile(path):
             raise FileNotFoundError(
                 f'The checkpoint {os.path.abspath(path)} of the teacher {self.name} is missing. '
@@ -151,7 +165,9 @@ class Teacher:
                 torch.random.fork_rng(devices=[]),
                 DefaultScope.overwrite_default_scope('mmpretrain'),
             ):
-                network = MODELS.build(self._model_config())
+                config, _ = self._network_config
+                # mmpretrain fills in defaults in place.
+                network = MODELS.build(copy.deepcopy(config))
                 if self.checkpoint:
                     _load(network, self.checkpoint, self.name)
                 else:
@@ -174,12 +190,12 @@ class Teacher:
             self._built[0].to(device, dtype)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, order: str) -> Tensor:
         """Ask the teacher.
 
         Args:
-            images: Pixels as the data set has them: its range of values, its channel order, shape
-                (N, 3, H, W).
+            images: Pixels in the range of values that data sets have, shape (N, 3, H, W).
+            order: In which their channels are, ``'RGB'`` or ``'BGR'``.
 
         Returns:
             Logits of shape (N, num_classes), on the teacher's device.
@@ -188,9 +204,15 @@ class Teacher:
             ValueError: If the teacher returns anything else.
         """
         network = self.build()
-        if self._input_size and tuple(images.shape[-2:]) != self._input_size:
+        config, own_order = self._network_config
+        if order != own_order and images.shape[1] == 3:
+            images = images.flip(1)
+        size = self._input_size
+        if self.settings['input_size'] is None:
+            size = _size(own_input_size(network, config))
+        if size and tuple(images.shape[-2:]) != size:
             images = F.interpolate(
-                images, self._input_size, mode='bilinear', align_corners=False, antialias=True
+                images, size, mode='bilinear', align_corners=False, antialias=True
             )
         images = network.data_preprocessor(dict(inputs=images))['inputs']
         logits = network(images.to(next(network.parameters()).dtype))
@@ -203,44 +225,24 @@ class Teacher:
             )
         return logits
 
-    def _check_num_classes(self) -> None:
-        if self.settings['timm']:
-            return  # it is built with the student's number of classes
-        model = self._model_config()
-        num_classes = model.get('num_classes', (model.get('head') or {}).get('num_classes'))
-        if num_classes not in (None, self.num_classes):
-            raise ValueError(
-                f'The teacher {self.name} has {num_classes} classes, the student '
-                f'{self.num_classes}. A teacher has the same classes in the same order.'
-            )
+    def describe(self) -> dict[str, Any]:
+        """Say what the teacher is, wherever its files lie.
 
-    def _model_config(self) -> dict[str, Any]:
-        """Config of the network, its own preprocessor included."""
-        settings = self.settings
-        if settings['config']:
-            config = settings['config']
-            config = get_config(config) if '::' in config else Config.fromfile(config)
-            model = copy.deepcopy(config.model)
-            model.setdefault('data_preprocessor', config.get('data_preprocessor'))
-        elif settings['model']:
-            model = copy.deepcopy(settings['model'])
-        else:
-            model = dict(
-                type='TimmClassifier', model_name=settings['timm'], num_classes=self.num_classes
-            )
-            model['data_preprocessor'] = settings['data_preprocessor'] or _timm_normalisation(
-                settings['timm']
-            )
-        if settings['data_preprocessor']:
-            model['data_preprocessor'] = copy.deepcopy(settings['data_preprocessor'])
-        if not model.get('data_preprocessor'):
-            raise ValueError(
-                f'Nothing says how the teacher {self.name} wants its images. Give '
-                'teacher.data_preprocessor=dict(mean=[...], std=[...], to_rgb=...).'
-            )
-        # Batch augmentations have been applied when the images come here.
-        model.pop('train_cfg', None)
-        return model
+        Returns:
+            The config of its network, the SHA-256 of its checkpoint in place of a path, and what
+            it does with images.
+        """
+        config, order = self._network_config
+        checkpoint = self.checkpoint
+        path = os.path.expanduser(checkpoint or '')
+        if os.path.isfile(path):
+            checkpoint = f'SHA-256 {sha256(path)}'
+        input_size = self.settings['input_size']
+        return dict(model=config, checkpoint=checkpoint, channel_order=order, input_size=input_size)
+
+    @cached_property
+    def _network_config(self) -> tuple[dict[str, Any], str]:
+        return network_config(self.settings, self.num_classes, self.name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> 'Teacher':
         copied = object.__new__(type(self))
@@ -257,41 +259,16 @@ class Teacher:
 def _size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
-        raise ValueError(f'input_size is a side or (height, width) in pixels, got {size!r}.')
+    sides = tuple(size) if isinstance(size, Sequence) else (size,) * 2
+    if len(sides) != 2 or any(not is_integer(side) or side < 1 for side in sides):
+        raise ValueError(
+            f"input_size is a side or (height, width) in pixels, or 'as_is', got {size!r}."
+        )
     return sides
 
 
-def _timm_normalisation(name: str) -> dict[str, Any]:
-    from timm.models import get_pretrained_cfg
-
-    config = get_pretrained_cfg(name)
-    if config is None:
-        raise ValueError(
-            f'timm does not say how {name!r} wants its images, if it has such a model. Names are '
-            'listed by timm.list_models(); the normalisation can be given as '
-            'teacher.data_preprocessor=dict(mean=[...], std=[...], to_rgb=True).'
-        )
-    # timm's images are RGB with values from 0 to 1.
-    scaled = {key: [255 * value for value in getattr(config, key)] for key in ('mean', 'std')}
-    return dict(**scaled, to_rgb=True)
-
-
 def _load(network: nn.Module, path: str, name: str) -> None:
-    try:
-        if path.endswith('.safetensors'):
-            from safetensors.torch import load_file
-
-            weights = load_file(path)
-        else:
-            weights = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
-    except Exception as error:
-        # What torch raises depends on the byte at which a file ends.
-        raise ValueError(
-            f'The checkpoint {path} of the teacher {name} cannot be read: it is no checkpoint, or '
-            f'was cut off when it was written or copied ({type(error).__name__}: {error}).'
-        ) from error
+    weights = read_checkpoint(path, f'The checkpoint {path} of the teacher {name}')
     for key in ('state_dict', 'model'):
         weights = weights.get(key, weights) if isinstance(weights, dict) else {}
     weights = {key.removeprefix('module.'): value for key, value in weights.items()}

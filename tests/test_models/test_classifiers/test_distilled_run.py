@@ -29,6 +29,7 @@ def config(tmp_path) -> Config:
         neck=dict(type='GlobalAveragePooling'),
         head=dict(type='mmgnv3.KDClsHead', **HEAD, loss=dict(type='mmgnv3.KDLoss', tau=2.0)),
         teacher=dict(model=TEACHER, checkpoint=str(tmp_path / 'teacher.pth'), input_size=48),
+        channel_order='BGR',
     )
     cfg.custom_hooks = [dict(type='EMAHook', momentum=0.5)]
     cfg.visualizer.vis_backends = []

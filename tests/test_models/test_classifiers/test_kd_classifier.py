@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from mmengine.hub import get_config
 from mmengine.model import ExponentialMovingAverage, MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import DefaultScope
@@ -39,24 +40,74 @@ def train_step(model: nn.Module, data: dict | None = None) -> dict[str, Tensor]:
 class TestWhatTheTeacherSees:
     """The same augmented batch as the student, in its own form."""
 
-    @pytest.mark.parametrize('student_rgb', [False, True])
-    @pytest.mark.parametrize('teacher_rgb', [False, True])
+    @pytest.mark.parametrize('data', ['RGB', 'BGR'])
+    @pytest.mark.parametrize('to_rgb', [False, True])
+    @pytest.mark.parametrize('teacher_order', ['RGB', 'BGR'])
     @pytest.mark.parametrize('normalised', [False, True])
-    def test_normalisation_and_channel_order(self, student_rgb, teacher_rgb, normalised):
+    def test_normalisation_and_channel_order(self, data, to_rgb, teacher_order, normalised):
         form = dict(STUDENT['data_preprocessor']) if normalised else {}
         model = build(
-            mirror(mean=[10.0, 60.0, 200.0], std=[20.0, 50.0, 90.0], to_rgb=teacher_rgb),
-            data_preprocessor=dict(form, to_rgb=student_rgb),
+            dict(
+                mirror(mean=[10.0, 60.0, 200.0], std=[20.0, 50.0, 90.0], to_rgb=False),
+                channel_order=teacher_order,
+            ),
+            data_preprocessor=dict(form, to_rgb=to_rgb),
+            channel_order=data[::-1] if to_rgb else data,
         )
         train_step(model)
-        blue, green, red = batch()['inputs'].float().unbind(1)
-        channels = (red, green, blue) if teacher_rgb else (blue, green, red)
+        channels = dict(zip(data, batch()['inputs'].float().unbind(1), strict=True))
         expected = [
-            (channel - mean) / std
-            for channel, mean, std in zip(channels, (10, 60, 200), (20, 50, 90), strict=True)
+            (channels[name] - mean) / std
+            for name, mean, std in zip(teacher_order, (10, 60, 200), (20, 50, 90), strict=True)
         ]
         (shown,) = model.teacher.build().shown
         torch.testing.assert_close(shown, torch.stack(expected, 1), rtol=0, atol=1e-4)
+
+    def test_timm_teacher_of_images_that_are_rgb_already(self):
+        """As mmpretrain's CIFAR10 gives them."""
+        timm = pytest.importorskip('timm')
+        model = build(
+            dict(timm='test_resnet', random_init=True, input_size='as_is'),
+            data_preprocessor=dict(STUDENT['data_preprocessor'], to_rgb=False),
+            channel_order='RGB',
+        )
+        own = timm.get_pretrained_cfg('test_resnet')
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (own.mean, own.std))
+        self.assert_asked(model, (batch()['inputs'] / 255 - mean) / std)
+
+    def test_teacher_of_rgb_data_and_files_that_are_read_as_bgr(self):
+        """The teacher's config leaves CIFAR-10 as it is, which says nothing about files."""
+        config = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'
+        head = dict(STUDENT['head'], num_classes=10)
+        teacher = dict(config=config, random_init=True, channel_order='RGB')
+        model = build(teacher, head=head)
+        own = get_config(config).data_preprocessor
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (own.mean, own.std))
+        self.assert_asked(model, (batch()['inputs'].flip(1) - mean) / std)
+
+    @staticmethod
+    def assert_asked(model, images):
+        """The teacher's answer is the one that its network, called by hand, gives to images."""
+        answers = []
+        loss = model.head.loss
+        model.head.loss = lambda *args, teacher_score: (
+            answers.append(teacher_score),
+            loss(*args, teacher_score=teacher_score),
+        )[1]
+        train_step(model)
+        with torch.no_grad():
+            expected = model.teacher.build()(images)
+            assert not torch.allclose(expected, model.teacher.build()(images.flip(1)), rtol=1e-2)
+        torch.testing.assert_close(answers, [expected], rtol=1e-3, atol=1e-4)
+
+    def test_an_order_that_nothing_tells(self):
+        options = dict(data_preprocessor=dict(STUDENT['data_preprocessor'], to_rgb=False))
+        with pytest.raises(ValueError, match='student.* channel_order=None .*CIFAR10 are RGB'):
+            build(mirror(), **options).init_weights()
+        with pytest.raises(ValueError, match="channel_order='rgb'"):
+            build(mirror(), channel_order='rgb').init_weights()
+        # Evaluation asks nobody.
+        build(mirror(), **options).eval().test_step(batch())
 
     @pytest.mark.parametrize(('input_size', 'shape'), [(48, (48, 48)), ((16, 20), (16, 20))])
     def test_resolution(self, input_size, shape):

@@ -33,9 +33,14 @@ model['head']['num_classes'] = 1000
 """
 
 
-def pixels(images: int = 2, size: int = 32) -> Tensor:
+class _Foreign:
+    """What no checkpoint should need."""
+
+
+def pixels(images: int = 2, size: int | tuple[int, int] = 32) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(256, (images, 3, size, size), generator=generator).float()
+    sides = (size, size) if isinstance(size, int) else size
+    return torch.randint(256, (images, 3, *sides), generator=generator).float()
 
 
 def expected_logits(network: nn.Module, images: Tensor) -> Tensor:
@@ -64,7 +69,7 @@ class TestSources:
     def test_inline_model(self, network, checkpoint):
         teacher = Teacher(NUM_CLASSES, model=NETWORK, checkpoint=checkpoint)
         images = pixels()
-        torch.testing.assert_close(teacher(images), expected_logits(network, images))
+        torch.testing.assert_close(teacher(images, 'BGR'), expected_logits(network, images))
 
     def test_config_file(self, network, checkpoint, tmp_path):
         """Its preprocessor stands beside the model there."""
@@ -74,18 +79,21 @@ class TestSources:
         config.write_text(CONFIG.format(model=model, preprocessor=preprocessor))
         teacher = Teacher(NUM_CLASSES, config=str(config), checkpoint=checkpoint)
         images = pixels()
-        torch.testing.assert_close(teacher(images), expected_logits(network, images))
+        torch.testing.assert_close(teacher(images, 'BGR'), expected_logits(network, images))
 
     def test_config_of_mmpretrain(self):
         teacher = Teacher(
-            10, config='mmpretrain::resnet/resnet18_8xb16_cifar10.py', random_init=True
+            10,
+            config='mmpretrain::resnet/resnet18_8xb16_cifar10.py',
+            random_init=True,
+            channel_order='RGB',
         )
         network = teacher.build()
         assert network.data_preprocessor.mean.flatten().tolist() == pytest.approx(
             [125.307, 122.961, 113.8575]
         )
         images = pixels()
-        torch.testing.assert_close(teacher(images), expected_logits(network, images))
+        torch.testing.assert_close(teacher(images, 'RGB'), expected_logits(network, images))
 
     @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
     def test_timm(self, tmp_path, suffix):
@@ -98,32 +106,90 @@ class TestSources:
         else:
             pytest.importorskip('safetensors.torch').save_file(network.state_dict(), path)
         teacher = Teacher(NUM_CLASSES, timm='test_resnet', checkpoint=path)
-        images = pixels(size=64)
+        images = pixels(size=160)
         config = network.pretrained_cfg
         mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ('mean', 'std'))
         with torch.no_grad():
             expected = network((images.flip(1) / 255 - mean) / std)
-        torch.testing.assert_close(teacher(images), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(teacher(images, 'BGR'), expected, rtol=1e-4, atol=1e-5)
 
     def test_own_normalisation_replaces_the_config_s(self, checkpoint):
         teacher = Teacher(
             NUM_CLASSES,
             model=NETWORK,
             checkpoint=checkpoint,
-            data_preprocessor=dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], to_rgb=False),
+            data_preprocessor=dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0]),
+            channel_order='BGR',
         )
         preprocessor = teacher.build().data_preprocessor
         assert preprocessor.mean.flatten().tolist() == [1, 2, 3]
         assert preprocessor.std.flatten().tolist() == [4, 5, 6]
-        assert not preprocessor.to_rgb
+        images = pixels()
+        expected = expected_logits(teacher.build(), images)
+        torch.testing.assert_close(teacher(images, 'BGR'), expected)
 
     def test_is_frozen_and_built_once(self, checkpoint):
         teacher = Teacher(NUM_CLASSES, model=NETWORK, checkpoint=checkpoint)
         network = teacher.build()
         assert not network.training
         assert not any(parameter.requires_grad for parameter in network.parameters())
-        assert not teacher(pixels()).requires_grad
+        assert not teacher(pixels(), 'BGR').requires_grad
         assert teacher.build() is network
+
+
+class TestResolution:
+    VIT = dict(
+        type='VisionTransformer',
+        arch=dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=16),
+    )
+    # It does not keep its img_size.
+    SWIN = dict(
+        type='SwinTransformer',
+        arch=dict(embed_dims=16, depths=[1, 1], num_heads=[2, 2]),
+        window_size=4,
+        out_indices=(1,),
+    )
+    TIMM = dict(type='TIMMBackbone', model_name='test_resnet')
+
+    @staticmethod
+    def shape_seen(images: Tensor, **options) -> tuple:
+        teacher = Teacher(NUM_CLASSES, random_init=True, **options)
+        shapes = []
+        teacher.build().data_preprocessor.register_forward_hook(
+            lambda *args: shapes.append(tuple(args[2]['inputs'].shape[2:]))
+        )
+        teacher(images, 'RGB')
+        return shapes[0]
+
+    @pytest.mark.parametrize(
+        ('backbone', 'own'),
+        [
+            (dict(VIT, img_size=64), (64, 64)),
+            (dict(VIT, img_size=(32, 64)), (32, 64)),
+            (VIT, (224, 224)),
+            (dict(SWIN, img_size=64), (64, 64)),
+            (TIMM, (160, 160)),
+            (NETWORK['backbone'], (32, 48)),
+        ],
+        ids=['side', 'sides', 'default', 'config', 'timm', 'any'],
+    )
+    def test_of_its_own(self, backbone, own):
+        if backbone is self.TIMM:
+            pytest.importorskip('timm')
+        channels = dict(SwinTransformer=32, TIMMBackbone=96).get(backbone['type'], 16)
+        head = dict(NETWORK['head'], in_channels=channels)
+        neck = None if 'Vision' in backbone['type'] else NETWORK['neck']
+        model = dict(NETWORK, backbone=backbone, neck=neck, head=head)
+        assert self.shape_seen(pixels(size=(32, 48)), model=model) == own
+
+    def test_of_timm(self):
+        pytest.importorskip('timm')
+        assert self.shape_seen(pixels(), timm='test_resnet') == (160, 160)
+
+    @pytest.mark.parametrize(('input_size', 'seen'), [('as_is', (32, 32)), (48, (48, 48))])
+    def test_as_is_said(self, input_size, seen):
+        pytest.importorskip('timm')
+        assert self.shape_seen(pixels(), timm='test_resnet', input_size=input_size) == seen
 
 
 class TestIngredients:
@@ -170,9 +236,9 @@ class TestIngredients:
         )
         # Larger than what the teacher takes, on purpose.
         images = pixels(images=1, size=256)
-        logits = teacher(images)
+        logits = teacher(images, 'BGR')
         assert logits.shape == (1, 1000)
-        torch.testing.assert_close(again(images), logits)
+        torch.testing.assert_close(again(images, 'BGR'), logits)
 
 
 class TestBadInput:
@@ -186,6 +252,15 @@ class TestBadInput:
             (dict(model=NETWORK, checkpoint='a.pth', random_init=True), 'has both'),
             (dict(model=NETWORK, random_init=True, input_size=0), 'input_size'),
             (dict(model=NETWORK, random_init=True, input_size=(1, 2, 3)), 'input_size'),
+            (dict(model=NETWORK, random_init=True, input_size='own'), "input_size.*'as_is'"),
+            (dict(model=NETWORK, random_init=True, input_size=32.0), 'input_size'),
+            (dict(model=dict(head=NETWORK['head']), random_init=True), 'dict with a type'),
+            (dict(model='resnet', random_init=True), "no classifier: .* got 'resnet'"),
+            (dict(model=NETWORK, random_init=True, channel_order='rgb'), "channel_order='rgb'"),
+            (
+                dict(config='mmpretrain::resnet/resnet18_8xb16_cifar10.py', random_init=True),
+                r'cifar10\.py has channel_order=None .*CIFAR10 are RGB',
+            ),
             (dict(model=NETWORK, weights='a.pth'), 'keys among config, model, timm, checkpoint'),
             (
                 dict(model=dict(NETWORK, data_preprocessor=None), random_init=True),
@@ -200,13 +275,24 @@ class TestBadInput:
             'both',
             'size',
             'sides',
+            'size-word',
+            'size-real',
+            'no-type',
+            'no-dict',
+            'order-word',
+            'order',
             'unknown-key',
             'normalisation',
         ],
     )
     def test_arguments(self, options, message):
         with pytest.raises(ValueError, match=message):
-            Teacher.from_config(options, NUM_CLASSES)
+            Teacher.from_config(options, 10 if 'config' in options else NUM_CLASSES)
+
+    def test_a_config_of_something_else(self, tmp_path):
+        (tmp_path / 'schedule.py').write_text('max_epochs = 3')
+        with pytest.raises(ValueError, match=r'schedule\.py is no classifier: .*got None'):
+            Teacher(NUM_CLASSES, config=str(tmp_path / 'schedule.py'), random_init=True)
 
     def test_no_dict(self):
         with pytest.raises(ValueError, match="keys among .*got 'resnet101'"):
@@ -220,7 +306,7 @@ class TestBadInput:
         """Not every config says how many there are."""
         teacher = Teacher(4, **mirror())
         with pytest.raises(ValueError, match=r'Mirror .* shape \(2, 3\).* 4 classes'):
-            teacher(pixels())
+            teacher(pixels(), 'BGR')
 
     @pytest.mark.parametrize('where', ['check', 'build'])
     def test_missing_checkpoint(self, where):
@@ -255,10 +341,19 @@ class TestBadInput:
         torch.save(weights, tmp_path / 'floats.pth')
         teacher = Teacher(NUM_CLASSES, model=NETWORK, checkpoint=str(tmp_path / 'floats.pth'))
         images = pixels()
-        torch.testing.assert_close(teacher(images), expected_logits(network, images))
+        torch.testing.assert_close(teacher(images, 'BGR'), expected_logits(network, images))
 
-    def test_unknown_timm_name(self):
+    @pytest.mark.parametrize('preprocessor', [None, NETWORK['data_preprocessor']])
+    @pytest.mark.parametrize('where', ['check', 'build'])
+    def test_unknown_timm_name(self, preprocessor, where):
         pytest.importorskip('timm')
-        teacher = Teacher(NUM_CLASSES, timm='resnet_of_nobody', random_init=True)
-        with pytest.raises(ValueError, match='resnet_of_nobody'):
-            teacher.build()
+        options = dict(random_init=True, data_preprocessor=preprocessor)
+        teacher = Teacher(NUM_CLASSES, timm='resnet_of_nobody', **options)
+        with pytest.raises(ValueError, match="no model 'resnet_of_nobody'"):
+            getattr(teacher, where)()
+
+    def test_a_checkpoint_that_runs_code_is_not_opened(self, network, tmp_path):
+        path = tmp_path / 'teacher.pth'
+        torch.save(dict(state_dict=network.state_dict(), optimizer=_Foreign()), path)
+        with pytest.raises(ValueError, match=r'of the teacher ImageClassifier holds .*_Foreign'):
+            Teacher(NUM_CLASSES, model=NETWORK, checkpoint=str(path)).build()
