@@ -18,9 +18,13 @@ def build_model(cfg: Config) -> nn.Module:
     Args:
         cfg: The whole config, which stays as it is.
     """
+    # Some networks write into their config.
+    model = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        # As a runner does.
+        model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
     with MODELS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
-        # Some networks write into their config.
-        return registry.build(copy.deepcopy(cfg.model))
+        return registry.build(model)
 
 
 def check_parts(cfg: Config, start: tuple[str, dict[str, Any]] | None = None) -> None:
@@ -41,9 +45,9 @@ def check_parts(cfg: Config, start: tuple[str, dict[str, Any]] | None = None) ->
             than it had. What a network or hook refuses is its own to raise.
     """
     model = build_model(cfg)
-    teacher = getattr(model, 'teacher', None)
-    if hasattr(teacher, 'check'):
-        teacher.check()
+    if hasattr(model, 'check_teacher'):
+        model.check_teacher()
+        teacher = model.teacher
         # Downloads are left to the run, whose processes take turns.
         if teacher.checkpoint and '://' not in teacher.checkpoint:
             teacher.build()

@@ -26,10 +26,13 @@ def cfg(folder):
 def resumed(folder):
     """What a checkpoint of the run has to hold beside its weights."""
     from mmgnv3.engine.hooks import EMAHook
-    from mmgnv3.engine.hooks.exact_resume_hook import _describe_teacher
+    from mmgnv3.engine.hooks.exact_resume_hook import describe_distillation
 
     model = build_model(Config.fromfile('distilled.py'))
-    meta = dict(mmgnv3_ema=EMAHook(momentum=0.3).settings, mmgnv3_teacher=_describe_teacher(model))
+    meta = dict(
+        mmgnv3_ema=EMAHook(momentum=0.3).settings,
+        mmgnv3_distillation=describe_distillation(model),
+    )
     weights = model.state_dict()
     return dict(meta=meta, optimizer={}, ema_state_dict={}, message_hub={}, state_dict=weights)
 
@@ -47,6 +50,7 @@ def test_a_sound_config_is_left_as_it_is(cfg, resumed):
         ({'model.backbone.widen_factor': -1}, ValueError, 'widen_factor must be'),
         ({'model.teacher.checkpoint': 'gone.pth'}, FileNotFoundError, r'gone\.pth of the teacher'),
         ({'model.head.loss.alpha': 2}, ValueError, 'alpha'),
+        ({'model.channel_order': None}, ValueError, 'student.* channel_order=None'),
         ({'custom_hooks.0.momentum': 2}, ValueError, 'momentum must be'),
     ],
 )
@@ -54,6 +58,11 @@ def test_what_is_refused(cfg, change, error, message):
     cfg.merge_from_dict(change)
     with pytest.raises(error, match=message):
         check_parts(cfg)
+
+
+def test_the_preprocessor_beside_the_model_is_the_model_s(cfg):
+    cfg.merge_from_dict({'model.channel_order': None, 'data_preprocessor.to_rgb': True})
+    check_parts(cfg)
 
 
 def test_a_teacher_that_was_cut_off(cfg, folder):
@@ -77,7 +86,7 @@ def test_resuming_with_another_average(cfg, resumed):
 
 def test_resuming_with_another_teacher(cfg, resumed, folder):
     write_teacher(folder, seed=1)
-    with pytest.raises(ValueError, match='this one has the teacher'):
+    with pytest.raises(ValueError, match=r'teacher\.checkpoint=.* became'):
         check_parts(cfg, ('epoch_1.pth', resumed))
 
 

@@ -1,7 +1,6 @@
 """Resuming a run so that it ends with the weights it would have had without interruption."""
 
 import logging
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import ConfigDict
 from mmengine.dist import all_reduce_params, broadcast_object_list, get_rank, get_world_size
 from mmengine.hooks import EMAHook as BaseEMAHook
 from mmengine.hooks import Hook
@@ -20,11 +18,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmgnv3.registry import HOOKS
-from mmgnv3.utils import sha256
 
-# Where the seed stands in the message hub, and the teacher in a checkpoint's ``meta``.
+# Where the seed stands in the message hub, and what is learnt from a teacher in a checkpoint's
+# ``meta``.
 _SEED = 'mmgnv3_seed'
-_META = 'mmgnv3_teacher'
+_META = 'mmgnv3_distillation'
 
 
 @HOOKS.register_module()
@@ -50,9 +48,10 @@ class ExactResumeHook(Hook):
       are operations whose sums have no fixed order (``randomness=dict(deterministic=True)``).
 
     It also refuses to go on where the result would silently be another run's: with or without an
-    average of the weights where it was the other way round, or with another teacher, whose
-    checkpoint is recognised by its SHA-256, wherever it lies. Other settings of the average are
-    :class:`EMAHook`'s to refuse.
+    average of the weights where it was the other way round, or with another distillation: the
+    teacher's network, the SHA-256 of its checkpoint, wherever either file lies, the form in which
+    it gets the images, and the loss. Other settings of the average are :class:`EMAHook`'s to
+    refuse.
 
     Raises:
         ValueError: If a run cannot be resumed exactly.
@@ -63,7 +62,7 @@ class ExactResumeHook(Hook):
     def __init__(self) -> None:
         self._seed = 0
         self._init_worker: Callable[[int], None] | None = None
-        self._teacher: dict[str, Any] | None = None
+        self._distillation: dict[str, Any] | None = None
 
     def check_resume(
         self, checkpoint: dict[str, Any], model: nn.Module, hooks: Iterable[Hook]
@@ -98,12 +97,22 @@ class ExactResumeHook(Hook):
                 logging.WARNING,
             )
             return
-        saved, teacher = checkpoint['meta'][_META], _describe_teacher(model)
-        if saved != teacher:
+        saved, own = checkpoint['meta'][_META], describe_distillation(model)
+        if (saved is None) != (own is None):
             raise ValueError(
-                f'The run that wrote the checkpoint had {_in_words(saved)}, and this one has '
-                f'{_in_words(teacher, saved)}. Resume with the teacher as it was, or start a new '
-                'run from its weights with load_from.'
+                f'The run that wrote the checkpoint had {"no" if saved is None else "a"} teacher, '
+                f'and this one has {"none" if own is None else "one"}. Resume with the model as it '
+                'was, or start a new run from its weights with load_from.'
+            )
+        if saved != own:
+            changes = ', '.join(
+                f'{key}={saved.get(key)!r} became {own.get(key)!r}'
+                for key in {**saved, **own}
+                if saved.get(key) != own.get(key)
+            )
+            raise ValueError(
+                f'The run that wrote the checkpoint learnt from its teacher otherwise: {changes}. '
+                'Resume as it was, or start a new run from its weights with load_from.'
             )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -146,7 +155,7 @@ class ExactResumeHook(Hook):
             if hasattr(sampler, 'seed'):
                 sampler.seed = self._seed
         self._init_worker = loop.dataloader.worker_init_fn
-        self._teacher = _describe_teacher(runner.model)
+        self._distillation = describe_distillation(runner.model)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed this process and the workers that the epoch will start."""
@@ -169,8 +178,8 @@ class ExactResumeHook(Hook):
                 all_reduce_params(buffers, op='mean')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Save what the teacher was."""
-        checkpoint['meta'][_META] = self._teacher
+        """Save what the teacher and its loss were."""
+        checkpoint['meta'][_META] = self._distillation
 
 
 def _seed_everything(*key: int) -> None:
@@ -193,23 +202,32 @@ def _samplers(loader: DataLoader) -> Iterator[Any]:
     yield getattr(loader.batch_sampler, 'sampler', None)
 
 
-def _describe_teacher(model: nn.Module) -> dict[str, Any] | None:
-    """Settings of a network's teacher, its checkpoint replaced by the digest of the file."""
+def describe_distillation(model: nn.Module) -> dict[str, Any] | None:
+    """Say what a network learns from beside labels.
+
+    Args:
+        model: The network, possibly inside a data-parallel wrapper.
+
+    Returns:
+        Plain data under dotted names, as ``loss.alpha``; None for a network without a teacher.
+    """
     model = model.module if is_model_wrapper(model) else model
-    teacher = getattr(model, 'teacher', None)
-    if not hasattr(teacher, 'settings'):
+    if not hasattr(model, 'describe_distillation'):
         return None
-    # A checkpoint's metadata shall be plain.
-    settings = ConfigDict(teacher.settings).to_dict()
-    path = os.path.expanduser(settings.get('checkpoint') or '')
-    if os.path.isfile(path):
-        settings['checkpoint'] = f'SHA-256 {sha256(path)}'
-    return settings
+    return dict(_flatten(model.describe_distillation()))
 
 
-def _in_words(teacher: dict[str, Any] | None, other: dict[str, Any] | None = None) -> str:
-    if teacher is None:
-        return 'no teacher'
-    if other is not None:
-        teacher = {key: value for key, value in teacher.items() if other.get(key) != value}
-    return f'the teacher {teacher}'
+def _flatten(value: Any, name: str = '') -> Iterator[tuple[str, Any]]:
+    inner = None
+    if isinstance(value, dict):
+        inner = value.items()
+    elif isinstance(value, list | tuple):
+        inner = enumerate(value)
+    if inner:
+        for key, item in inner:
+            yield from _flatten(item, f'{name}.{key}' if name else str(key))
+    elif value is None or isinstance(value, bool | int | float | str):
+        yield name, value
+    else:
+        # A config may name classes and functions themselves; metadata shall be plain.
+        yield name, getattr(value, '__qualname__', str(value))

@@ -101,13 +101,23 @@ class KDClassifier(ImageClassifier):
         A runner calls this when training starts, before the first batch, also when it resumes.
 
         Raises:
-            FileNotFoundError: If the teacher's config or checkpoint is missing.
-            ValueError: If its checkpoint is corrupt or another network's, or nothing says in which
-                order the student gets the channels.
+            FileNotFoundError, ValueError: See :meth:`check_teacher`.
+            ValueError: If the teacher's checkpoint is corrupt or another network's.
         """
-        self._channel_order()
+        self.check_teacher()
         super().init_weights()
         self._build_teacher()
+
+    def check_teacher(self) -> None:
+        """Look whether the teacher can be built and asked, without building it.
+
+        Raises:
+            FileNotFoundError: If its config or checkpoint is missing.
+            ValueError: If its config or name is none of a teacher, or nothing says in which order
+                the student gets the channels.
+        """
+        self._channel_order()
+        self.teacher.check()
 
     def loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
         """Compute the student's losses.

@@ -1,5 +1,6 @@
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -9,8 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 
+from mmgnv3.apis.parts import build_model
+from mmgnv3.engine.hooks import ExactResumeHook
+from mmgnv3.engine.hooks.exact_resume_hook import describe_distillation
 from tests.test_engine.runs import (
     EMA,
     EXACT,
@@ -125,7 +130,7 @@ def refused(folder, checkpoint, message, **options):
 
 def test_another_teacher(folder, saved):
     write_teacher(folder, seed=1)
-    refused(folder, saved, r"this one has the teacher \{'checkpoint': 'SHA-256 \w{64}'\}")
+    refused(folder, saved, r"teacher\.checkpoint='SHA-256 \w{64}' became 'SHA-256 \w{64}'\. Resume")
 
 
 def test_the_same_teacher_elsewhere(folder, saved):
@@ -135,13 +140,72 @@ def test_the_same_teacher_elsewhere(folder, saved):
     assert (folder / 'work/epoch_3.pth').exists()
 
 
-def test_other_settings_of_the_teacher(folder, saved):
-    message = r"this one has the teacher \{'input_size': 48\}"
-    refused(folder, saved, message, model__teacher__input_size=48)
+def check_resume(saved, options):
+    """Resume a distilled run of one config by another, as far as the hook looks at networks."""
+    networks = []
+    for changes in (saved, options):
+        cfg = Config.fromfile('distilled.py')
+        cfg.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
+        networks.append(build_model(cfg))
+    first, second = networks
+    meta = dict(mmgnv3_distillation=describe_distillation(first))
+    ExactResumeHook().check_resume(dict(optimizer={}, meta=meta), second, [])
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'teacher.input_size': 48}, 'teacher.input_size=None became 48'),
+        ({'teacher.channel_order': 'RGB'}, "teacher.channel_order='BGR' became 'RGB'"),
+        (
+            {'teacher.data_preprocessor.std': [50, 50, 51]},
+            'teacher.model.data_preprocessor.std.2=50.0 became 51',
+        ),
+        ({'channel_order': 'RGB'}, "otherwise: channel_order='BGR' became 'RGB'"),
+        ({'head.loss.alpha': 0.7}, 'loss.alpha=0.5 became 0.7'),
+        ({'head.loss.tau': 1}, 'loss.tau=2.0 became 1'),
+        ({'head.loss.divergence': 'cross_entropy'}, "divergence='kl' became 'cross_entropy'"),
+        ({'head.loss.label_smooth_val': 0.1}, 'loss.label_smooth_val=0.0 became 0.1'),
+        ({'head.loss.loss_weight': 2.0}, 'loss.loss_weight=1.0 became 2.0'),
+    ],
+    ids=str,
+)
+def test_other_settings_of_the_distillation(folder, change, message):
+    check_resume({}, {})
+    with pytest.raises(ValueError, match=f'{re.escape(message)}. Resume'):
+        check_resume({}, change)
+
+
+def test_another_content_of_the_teacher_s_config(folder):
+    """Its path says nothing."""
+    model = Config.fromfile('distilled.py').teacher.model.to_dict()
+    for name in ('teacher', 'moved'):
+        Path(f'{name}.py').write_text(f'model = {model!r}')
+    changed = dict(model, backbone=dict(model['backbone'], num_branches=3))
+    Path('changed.py').write_text(f'model = {changed!r}')
+    teacher, moved, changed = (
+        {'teacher.model': None, 'teacher.config': f'{name}.py'}
+        for name in ('teacher', 'moved', 'changed')
+    )
+    check_resume(teacher, moved)
+    check_resume(teacher, {})
+    with pytest.raises(ValueError, match=r'teacher\.model\.backbone\.num_branches=2 became 3'):
+        check_resume(teacher, changed)
+
+
+def test_what_is_saved_is_plain(folder, saved):
+    meta = torch.load(saved, weights_only=False)['meta']['mmgnv3_distillation']
+    assert meta['loss.tau'] == 2.0
+    assert {type(value) for value in meta.values()} <= {bool, int, float, str, type(None)}
 
 
 def test_without_the_teacher(folder, saved):
-    refused(folder, saved, 'had the teacher .* this one has no teacher', config='plain.py')
+    refused(folder, saved, 'had a teacher, and this one has none', config='plain.py')
+
+
+def test_with_a_teacher_that_there_was_not(folder):
+    make_runner(folder / 'plain.py', 'work', [EMA, EXACT], train_cfg__max_epochs=1).train()
+    refused(folder, 'work/epoch_1.pth', 'had no teacher, and this one has one')
 
 
 def test_without_the_average(folder, saved):
