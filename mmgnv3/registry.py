@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIMIZERS as MMENGINE_OPTIMIZERS
+from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import Registry
 from mmengine.runner import CheckpointLoader
 
@@ -34,6 +35,9 @@ OPTIMIZERS = Registry(
     parent=MMENGINE_OPTIMIZERS,
     scope='mmgnv3',
     locations=['mmgnv3.engine.optimizers'],
+)
+RUNNERS = Registry(
+    'runner', parent=MMENGINE_RUNNERS, scope='mmgnv3', locations=['mmgnv3.engine.runners']
 )
 
 

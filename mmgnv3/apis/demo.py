@@ -1,7 +1,6 @@
 """The whole way of a detector: drawn data, training, evaluation, folding, pictures."""
 
 import contextlib
-import logging
 import os
 import shutil
 import sys
@@ -11,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.logging import MMLogger
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import find_latest_checkpoint
 
 from mmgnv3.datasets import ToyShapes
 from mmgnv3.utils import replacing
@@ -24,27 +22,6 @@ from .run import read_config, test, train
 
 # mmdet rounds its metrics to three digits, so that equal ones may differ by one in the last.
 _TOLERANCE = 0.0011
-
-
-@RUNNERS.register_module()
-class ProgressRunner(Runner):
-    """A runner that shows progress and warnings; what else it has to say is in its log file."""
-
-    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
-        """Build the logger as every runner does, and restrict what reaches the screen."""
-        logger = super().build_logger(*args, **kwargs)
-        for handler in logger.handlers:
-            if not isinstance(handler, logging.FileHandler):
-                handler.setStream(sys.__stdout__)
-                handler.addFilter(_is_progress_or_warning)
-        return logger
-
-
-def _is_progress_or_warning(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    # mmdet and mmengine warn each other of names that are on their way out.
-    is_warning = record.levelno >= logging.WARNING and 'deprecated in future' not in message
-    return is_warning or message.startswith('Epoch(')
 
 
 def run_demo(
@@ -79,7 +56,7 @@ def run_demo(
     _say('1/4', f'drawing {data.num_train} + {data.num_val} pictures, to train and to validate')
     os.environ['TOYSHAPES_ROOT'] = str(data.write(work_dir / 'data'))
     options = {
-        'runner_type': 'ProgressRunner',
+        'runner_type': 'mmgnv3.ProgressRunner',
         'randomness.seed': seed,
         # Nobody resumes the demo; without the optimizer's state the file is a third as large.
         'default_hooks.checkpoint.save_optimizer': False,

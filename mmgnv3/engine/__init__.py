@@ -1,1 +1,1 @@
-"""What takes part in a run: hooks and what they need."""
+"""What takes part in a run: hooks, runners and what they need."""

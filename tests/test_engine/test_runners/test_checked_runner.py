@@ -1,0 +1,50 @@
+"""What is resumed by the frameworks' own scripts, which ask mmengine for a runner."""
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+
+from tests.test_engine.runs import EMA, EXACT, load, write_teacher
+
+
+def make_runner(folder, **options):
+    """Make one as mmpretrain's script does with ``--resume``."""
+    cfg = Config.fromfile(folder / 'distilled.py')
+    names = dict(work_dir='work', experiment_name=f'{folder}-{sorted(options.items())}')
+    cfg.merge_from_dict(dict(names, runner_type='mmgnv3.CheckedRunner', custom_hooks=[EMA, EXACT]))
+    cfg.merge_from_dict(dict(resume=True, **options))
+    return RUNNERS.build(cfg)
+
+
+@pytest.fixture
+def dumped(folder):
+    """The config in the work dir of a distilled run, which had nothing to resume from."""
+    make_runner(folder, **{'train_cfg.max_epochs': 1}).train()
+    path = folder / 'work/distilled.py'
+    path.write_text('# as it was')
+    return path
+
+
+@pytest.mark.parametrize(
+    ('options', 'error', 'message'),
+    [
+        ({'custom_hooks.0.momentum': 0.2}, ValueError, 'momentum'),
+        ({'load_from': 'work/epoch_1.pth'}, ValueError, 'SHA-256'),
+        ({'load_from': 'half.pth'}, ValueError, 'half.pth cannot be read'),
+        ({'load_from': 'gone.pth'}, FileNotFoundError, 'no checkpoint .*gone.pth'),
+    ],
+    ids=['another average', 'another teacher', 'half a checkpoint', 'none'],
+)
+def test_refused_before_the_config_is_overwritten(folder, dumped, options, error, message):
+    if message == 'SHA-256':
+        write_teacher(folder, seed=1)
+    (folder / 'half.pth').write_bytes((folder / 'work/epoch_1.pth').read_bytes()[:1000])
+    with pytest.raises(error, match=message):
+        make_runner(folder, **options)
+    assert dumped.read_text() == '# as it was'
+
+
+def test_resumed_as_it_was(folder, dumped):
+    make_runner(folder).train()
+    assert dumped.read_text() != '# as it was'
+    assert load('work/epoch_3.pth')['meta']['epoch'] == 3
