@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import mmengine
+import numpy as np
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -319,6 +320,27 @@ def test_cifar10_as_given_out_and_as_a_folder(monkeypatch):
     assert [s.data_prefix for s in sets] == ['train', 'test']
     assert all(s.pipeline[0].type == 'LoadImageFromFile' for s in sets)
     assert cfg.data_preprocessor.to_rgb
+
+
+@pytest.mark.parametrize('root', ['data/cifar10', '/somewhere/else'])
+def test_options_of_the_readme_for_either_form_of_cifar10(root, monkeypatch):
+    monkeypatch.setenv('CIFAR10_ROOT', root)
+    found = r'tools/cifar_ablation.py .*?--cfg-options (.*?)\n\n'
+    options = re.search(found, (ROOT / 'README.md').read_text(encoding='utf-8'), re.DOTALL)[1]
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    options = parser.parse_args(['--cfg-options', *options.replace('\\', '').split()]).cfg_options
+    cfg = Config.fromfile(ROOT / 'configs/cifar10/ghostnetv3-small-1x0_1xb128-200e_cifar10.py')
+    cfg.merge_from_dict(options)
+    assert cfg.train_dataloader.batch_size == 64 and cfg.train_cfg.val_interval == 2
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        first, *others = map(TRANSFORMS.build, cfg.train_dataloader.dataset.pipeline)
+    sample = dict(img=np.zeros((32, 32, 3), np.uint8), gt_label=3)
+    if root == 'data/cifar10':
+        sample = first(sample)
+    for transform in others:
+        sample = transform(sample)
+    assert sample['inputs'].shape == (3, 24, 24) and sample['data_samples'].gt_label == 3
 
 
 def test_teacher_on_cifar10_is_what_its_config_trains(monkeypatch):

@@ -14,14 +14,15 @@ data_preprocessor = dict(
     to_rgb=is_folder,  # the form given out is RGB already, a file is read as BGR
 )
 
-load = [dict(type='LoadImageFromFile')] if is_folder else []
+# A KeyMapper does nothing: --cfg-options find the crop at the same place in both forms.
+load = dict(type='LoadImageFromFile') if is_folder else dict(type='KeyMapper')
 train_pipeline = [
-    *load,
+    load,
     dict(type='RandomCrop', crop_size=32, padding=4),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),
 ]
-test_pipeline = [*load, dict(type='PackInputs')]
+test_pipeline = [load, dict(type='PackInputs')]
 
 if is_folder:
     train_set = dict(type='CustomDataset', data_root=data_root, data_prefix='train')
