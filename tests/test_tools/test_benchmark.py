@@ -9,7 +9,7 @@ import torch
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from mmgnv3.benchmark import inference, networks
+from mmgnv3.benchmark import inference, networks, training
 from mmgnv3.benchmark.networks import (
     BRANCH_FREE,
     OURS,
@@ -18,7 +18,6 @@ from mmgnv3.benchmark.networks import (
     build_classifier,
 )
 from mmgnv3.benchmark.timing import measure_interleaved
-from mmgnv3.benchmark.training import measure_saved_activations
 from mmgnv3.models import GhostNetV3
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
@@ -29,8 +28,14 @@ PAIR = ('--networks', OURS, BRANCH_FREE)
 
 @pytest.fixture
 def run(monkeypatch):
-    """Runs the tool as from the command line, in this process."""
+    """Runs the tool as from the command line, in this process, without warming up."""
     threads = torch.get_num_threads()
+
+    def measure(tasks, rounds, device, **_):
+        return measure_interleaved(tasks, rounds, device, warm_up=0)
+
+    for module in (inference, training):
+        monkeypatch.setattr(module, 'measure_interleaved', measure)
 
     def run(*args: str) -> None:
         monkeypatch.setattr(sys, 'argv', [TOOL.name, *args])
@@ -122,7 +127,7 @@ def test_what_is_saved_is_counted_once():
     # The sigmoid keeps its output; the convolution keeps images and weights, which do not count;
     # cross entropy keeps log-probabilities, the labels and one more number.
     sigmoid, log_probabilities, rest = 2 * 4 * 64 * 4, 2 * 4 * 4, 2 * 8 + 4
-    mib = measure_saved_activations(model, images)
+    mib = training.measure_saved_activations(model, images)
     assert mib * 2**20 == sigmoid + log_probabilities + rest
 
 
@@ -142,7 +147,7 @@ def test_width_that_timm_does_not_have(run, capsys):
 
 @pytest.mark.skipif(inference.missing_for_onnx() is not None, reason='needs onnx and onnxruntime')
 def test_onnx_runtime(run, capsys):
-    run('infer', '--widths', '0.5', '--rounds', '1', '--size', '33', '--onnx')
+    run('infer', '--widths', '0.3', '--rounds', '1', '--size', '33', '--onnx')
     assert 'ONNX Runtime' in read_table(capsys.readouterr().out)['network']
 
 
