@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import BaseTTAModel
 from torch import Tensor, nn
+
+from mmgnv3.utils.wrappers import unwrap
 
 
 def load_weights(
@@ -22,8 +24,9 @@ def load_weights(
     Raises:
         ValueError: If the checkpoint belongs to another network, or has no weights to choose from.
     """
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+    model = unwrap(model)
+    if isinstance(model, BaseTTAModel):
+        model = unwrap(model.module)
     missing, unexpected = load_partly(model, weights_of(checkpoint, path, which), path)
     for names, fault in ((missing, 'lacks'), (unexpected, 'has weights that the network lacks:')):
         if names:

@@ -15,13 +15,13 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.dist import is_distributed, is_main_process
-from mmengine.model import is_model_wrapper
 from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
 from mmgnv3.reparam import fold, is_deployed_checkpoint
 from mmgnv3.utils import read_checkpoint, replacing
+from mmgnv3.utils.wrappers import replace_model
 
 from .checkpoint import load_weights
 from .parts import build_model, check_parts
@@ -211,11 +211,7 @@ def test(
 
     runner = _build_runner(cfg)
     if deployed:
-        folded = fold(runner.model)
-        if is_model_wrapper(runner.model):
-            runner.model.module = folded
-        else:
-            runner.model = folded
+        replace_model(runner, fold(runner.model))
     load_weights(runner.model, weights, checkpoint)
     if out and out_item != 'metrics':
         dump = dict(type=host.dump_metric, out_file_path=out)

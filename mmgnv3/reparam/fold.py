@@ -5,10 +5,10 @@ from typing import TypeVar
 
 import torch
 from mmcv.cnn import Conv2d, ConvModule
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from mmgnv3.models.layers import fuse_conv_norm, is_foldable_norm
+from mmgnv3.utils.wrappers import unwrap
 
 ModelType = TypeVar('ModelType', bound=nn.Module)
 
@@ -37,8 +37,7 @@ def fold(model: ModelType) -> ModelType:
         >>> from mmgnv3.models import GhostNetV3
         >>> deployed = fold(GhostNetV3(widen_factor=0.5))
     """
-    if is_model_wrapper(model):
-        model = model.module
+    model = unwrap(model)
     # Kernels that a hook computed in the last forward pass have a graph behind them, which cannot
     # be copied; the next pass computes them anew.
     computed = (v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor))

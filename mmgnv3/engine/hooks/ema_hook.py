@@ -8,13 +8,13 @@ import numpy as np
 from mmengine.hooks import EMAHook as BaseEMAHook
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from mmgnv3.engine.evaluation import evaluate_silently
 from mmgnv3.engine.fused_ema import FusedEMA
 from mmgnv3.registry import HOOKS
+from mmgnv3.utils.wrappers import unwrap
 
 # Key of a checkpoint's ``meta`` under which the settings of its average stand.
 _META = 'mmgnv3_ema'
@@ -146,8 +146,7 @@ class EMAHook(BaseEMAHook):
 
     def before_run(self, runner: Runner) -> None:
         """Remember the network. Its average is made when its weights are there."""
-        model = runner.model
-        self.src_model = model.module if is_model_wrapper(model) else model
+        self.src_model = unwrap(runner.model)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Put the raw weights where the runner loads from, if the run is resumed."""

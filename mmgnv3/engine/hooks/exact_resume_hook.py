@@ -12,12 +12,12 @@ from mmengine.dist import all_reduce_params, broadcast_object_list, get_rank, ge
 from mmengine.hooks import EMAHook as BaseEMAHook
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
 from mmgnv3.registry import HOOKS
+from mmgnv3.utils.wrappers import unwrap
 
 # Where the seed stands in the message hub, and what is learnt from a teacher in a checkpoint's
 # ``meta``.
@@ -211,7 +211,7 @@ def describe_distillation(model: nn.Module) -> dict[str, Any] | None:
     Returns:
         Plain data under dotted names, as ``loss.alpha``; None for a network without a teacher.
     """
-    model = model.module if is_model_wrapper(model) else model
+    model = unwrap(model)
     if not hasattr(model, 'describe_distillation'):
         return None
     return dict(_flatten(model.describe_distillation()))

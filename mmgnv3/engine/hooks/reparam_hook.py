@@ -7,13 +7,14 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.hooks import EMAHook as BaseEMAHook
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmgnv3.engine.evaluation import evaluate_silently
 from mmgnv3.registry import HOOKS
 from mmgnv3.reparam import deployed_meta, fold, fold_and_check, save_deployed
+from mmgnv3.utils.wrappers import replace_model, unwrap
 
 # Of a batch, so many images are enough to see whether both forms compute the same.
 _MAX_IMAGES = 8
@@ -68,7 +69,7 @@ class ReparamHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Look whether what is asked for can be done."""
-        model = _unwrap(runner.model)
+        model = unwrap(runner.model)
         if fold(model).state_dict().keys() == model.state_dict().keys():
             raise ValueError(
                 'ReparamHook: there is nothing to fold in this network. Take the hook out of '
@@ -104,8 +105,8 @@ class ReparamHook(Hook):
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Put a folded copy in the place of the model under test."""
-        self._unfolded = _unwrap(runner.model)
-        _replace(runner, fold(self._unfolded))
+        self._unfolded = unwrap(runner.model)
+        replace_model(runner, fold(self._unfolded))
 
     def before_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None
@@ -122,7 +123,7 @@ class ReparamHook(Hook):
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         """Put the model itself back."""
-        _replace(runner, self._unfolded)
+        replace_model(runner, self._unfolded)
         self._unfolded = None
 
     def _fold(self, runner: Runner, epoch: int, iteration: int) -> None:
@@ -147,22 +148,11 @@ class ReparamHook(Hook):
             runner.visualizer.add_scalars(scalars, step=step)
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
-
-
-def _replace(runner: Runner, model: nn.Module) -> None:
-    if is_model_wrapper(runner.model):
-        runner.model.module = model
-    else:
-        runner.model = model
-
-
 def _copy_of_weights_in_use(runner: Runner) -> nn.Module:
     for hook in runner.hooks:
         if isinstance(hook, BaseEMAHook) and getattr(hook, 'ema_model', None) is not None:
             return copy.deepcopy(hook.ema_model.module)
-    return copy.deepcopy(_unwrap(runner.model))
+    return copy.deepcopy(unwrap(runner.model))
 
 
 def _inputs(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
