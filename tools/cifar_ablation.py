@@ -62,7 +62,8 @@ def main() -> None:
     for category in (DeprecationWarning, FutureWarning):
         warnings.filterwarnings('ignore', category=category)
     with contextlib.redirect_stdout(io.StringIO()):
-        from mmgnv3.apis.ablation import Settings, run_ablation
+        from mmgnv3.apis.ablation import run_ablation
+        from mmgnv3.apis.ablation_results import Settings
 
     settings = Settings(
         network=args.network,

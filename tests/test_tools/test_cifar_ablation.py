@@ -1,16 +1,20 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
 from mmgnv3.apis import ablation
-from mmgnv3.apis.ablation import CELLS, Result, Settings, format_table, run_ablation
+from mmgnv3.apis.ablation import run_ablation
+from mmgnv3.apis.ablation_results import CELLS, Result, Settings, format_table
+from mmgnv3.utils import sha256
 from tests.image_folders import write_cifar10
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +48,7 @@ def runs(monkeypatch):
         calls.append((config.stem, cell, seed, options))
         run_dir = work_dir / 'runs' / f'{cell}-seed{seed}'
         run_dir.mkdir(parents=True)
+        (run_dir / 'epoch_2.pth').touch()
         (run_dir / 'last_checkpoint').write_text(f'{run_dir}/epoch_2.pth')
         return result(cell, seed, 50.0 + 10 * seed + len(cell))
 
@@ -90,6 +95,42 @@ def test_results_of_other_settings_are_refused(tmp_path, runs):
     with pytest.raises(ValueError, match='of other settings.*another --work-dir'):
         run_ablation(CONFIGS, tmp_path, other, cells=['mix', 'plain'], seeds=[0])
     assert len(runs) == 1
+
+
+def test_results_of_another_teacher_are_refused(tmp_path, runs):
+    arguments = dict(cells=['plain', 'kd'], seeds=[0])
+    run_ablation(CONFIGS, tmp_path, SMALL, **arguments)
+    run_ablation(CONFIGS, tmp_path, SMALL, **arguments)
+    assert len(runs) == 3
+    empty = sha256(tmp_path / 'runs/teacher-seed0/epoch_2.pth')
+    other = tmp_path / 'other.pth'
+    other.write_text('other')
+    # By name, in place of the one that was trained, and where it has to be trained anew.
+    message = f'kd-seed0.json .* had the SHA-256 {empty}, .* has {sha256(other)}.*--teacher'
+    with pytest.raises(ValueError, match=message):
+        run_ablation(CONFIGS, tmp_path, SMALL, **arguments, teacher=str(other))
+    other.rename(tmp_path / 'runs/teacher-seed0/epoch_2.pth')
+    with pytest.raises(ValueError, match=message):
+        run_ablation(CONFIGS, tmp_path, SMALL, **arguments)
+    shutil.rmtree(tmp_path / 'runs/teacher-seed0')
+    (tmp_path / 'results/teacher-seed0.json').unlink()
+    with pytest.raises(ValueError, match='is yet to be made'):
+        run_ablation(CONFIGS, tmp_path, SMALL, **arguments)
+    assert len(runs) == 3
+    # Elsewhere it is the same one.
+    (tmp_path / 'elsewhere.pth').touch()
+    run_ablation(CONFIGS, tmp_path, SMALL, **arguments, teacher=str(tmp_path / 'elsewhere.pth'))
+    assert len(runs) == 3
+
+
+@pytest.mark.parametrize('order', ['sorted', 'mixed'])
+def test_a_selection_has_as_many_images_of_each_class(order):
+    labels = np.repeat(np.arange(10), 12)
+    if order == 'mixed':
+        labels = np.random.default_rng(0).permutation(labels)
+    chosen = ablation._spread(labels, 40)
+    assert len(set(chosen)) == 40
+    assert np.bincount(labels[chosen]).tolist() == [4] * 10
 
 
 def test_table_says_what_it_is_of():
