@@ -16,11 +16,12 @@ from mmengine.runner import find_latest_checkpoint
 from torch import Tensor, nn
 
 from mmgnv3.utils import read_checkpoint
+from mmgnv3.weights.public import SCHEME
 
 from .checkpoint import load_partly, load_weights, more, weights_of
 
 # Fetched once by this package. Other addresses are left to the run, whose processes take turns.
-_FETCHED = ('ghostnetv3://', 'http://', 'https://')
+_FETCHED = (SCHEME, 'http://', 'https://')
 # Their networks load what they are given. Some of mmdet's and others' rename it first.
 _LOAD_AS_IT_IS = ('mmengine', 'mmgnv3', 'mmpretrain')
 
@@ -66,7 +67,7 @@ def check_start(cfg: Config, model: nn.Module, path: str, checkpoint: dict[str, 
         ValueError: If it is another network's or another optimizer's.
     """
     if not cfg.get('resume'):
-        _check_partly(model, weights_of(checkpoint), path, whole_backbone=True)
+        _warn(_check_partly(model, weights_of(checkpoint), path, whole_backbone=True), path)
         return
     load_weights(model, checkpoint, path)
     if 'param_groups' in checkpoint.get('optimizer', {}):
@@ -81,7 +82,8 @@ def check_pretrained(model: nn.Module) -> None:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If it is corrupt, or has nothing for the module or what does not fit it.
+        ValueError: If it is corrupt, or has nothing for the module or what does not fit it. Public
+            weights (``ghostnetv3://``) have to have something for all of it.
     """
     for name, module in model.named_modules():
         for init in _pretrained(module):
@@ -93,7 +95,14 @@ def check_pretrained(model: nn.Module) -> None:
             if prefix:
                 weights = _below(prefix, weights, label)
             if type(module).init_weights.__module__.split('.')[0] in _LOAD_AS_IT_IS:
-                _check_partly(module, weights, label, whole_backbone=False)
+                fresh = _check_partly(module, weights, label, whole_backbone=False)
+                if fresh and path.startswith(SCHEME):
+                    raise ValueError(
+                        f'{label} has nothing that fits {fresh[0]} {more(fresh)}. Give the head '
+                        'that it was trained with, or take its backbone alone: model.backbone.'
+                        f"init_cfg=dict(type='Pretrained', checkpoint='{path}', prefix='backbone.')"
+                    )
+                _warn(fresh, label)
 
 
 def _pretrained(module: nn.Module) -> Iterator[dict[str, Any]]:
@@ -116,8 +125,12 @@ def _below(prefix: str, weights: Mapping[str, Tensor], label: str) -> dict[str, 
 
 def _check_partly(
     module: nn.Module, weights: Mapping[str, Tensor], label: str, *, whole_backbone: bool
-) -> None:
-    """Check weights that have to fit as mmengine loads them, outside the backbone if at all."""
+) -> list[str]:
+    """Check weights that have to fit as mmengine loads them, outside the backbone if at all.
+
+    Returns:
+        Names of the module's weights for which there is nothing that fits.
+    """
     own = module.state_dict()
     fitting = {k for k in weights if k in own and own[k].shape == getattr(weights[k], 'shape', 0)}
     backbone = getattr(module, 'backbone', None)
@@ -142,7 +155,10 @@ def _check_partly(
             f'{label} does not fit the backbone of the config: it lacks {missing[0]} '
             f'{more(missing)}. Give the backbone that it was trained with.'
         )
-    fresh = [k for k in own if k not in fitting and not k.endswith('num_batches_tracked')]
+    return [k for k in own if k not in fitting and not k.endswith('num_batches_tracked')]
+
+
+def _warn(fresh: list[str], label: str) -> None:
     if fresh:
         print_log(
             f'{label} has nothing that fits {fresh[0]} {more(fresh)}: started from scratch, as a '

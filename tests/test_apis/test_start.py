@@ -6,7 +6,10 @@ from mmengine.config import Config
 
 from mmgnv3.apis import run
 from mmgnv3.apis.parts import build_model
+from mmgnv3.apis.start import check_pretrained
 from tests.test_engine.runs import make_runner, write_configs
+from tests.test_weights.foreign import write_reference_file
+from tests.utils import classifier_config
 
 OTHER_ARCH = {'model.backbone.arch.stem_channels': 16}
 OTHER_FORM = {'model.backbone.num_branches': 1}
@@ -146,6 +149,23 @@ def test_pretrained_of_a_whole_network(start):
         start({**OTHER_HEAD, **options})
     with pytest.raises(ValueError, match=r'whole\.pth of model\.init_cfg .*another GhostNetV3'):
         start({**OTHER_FORM, **options})
+
+
+def test_public_weights_of_another_head(tmp_path):
+    """A classifier that is to have them does not start with a part of them."""
+    file = write_reference_file(tmp_path / 'reference.pth.tar', num_classes=10)
+    init = dict(type='Pretrained', checkpoint=f'ghostnetv3://{file}')
+
+    def check(num_classes, **options):
+        model = dict(classifier_config(0.5, num_classes), **options)
+        check_pretrained(build_model(Config(dict(default_scope='mmpretrain', model=model))))
+
+    check(10, init_cfg=init)
+    message = r'of model\.init_cfg .*fits head\.layers\.1\.fc\.weight and 1 more.*backbone alone'
+    with pytest.raises(ValueError, match=message):
+        check(7, init_cfg=init)
+    backbone = classifier_config(0.5)['backbone']
+    check(7, backbone=dict(backbone, init_cfg=dict(init, prefix='backbone.')))
 
 
 def test_pretrained_from_a_model_zoo_is_left_to_the_run(start):
