@@ -71,9 +71,8 @@ class _DepthwiseStrided(Function):
     def forward(ctx, x, scale, stride, gammas, betas, eps, *kernels):
         maps = _prepare(x)
         kernels_ = [kernel.to(maps.dtype) for kernel in kernels]
-        outs, picked = _convolutions(maps, kernels_, stride, scale is not None)
-        branches = outs if picked is None else [*outs, picked]
-        mean, var = map(torch.stack, zip(*map(_statistics, branches), strict=True))
+        parts = _run_branches(maps, kernels_, stride, scale is not None)
+        mean, var = _statistics(parts)
         # What the 1 x 1 branch multiplies with; the others have been through their kernels.
         weight = torch.ones_like(mean)
         if scale is not None:
@@ -81,12 +80,17 @@ class _DepthwiseStrided(Function):
         branch_var = var * weight.square()
         inv_std = (branch_var + eps).rsqrt()
         factor = gammas * inv_std * weight
-        # As (B, C, H, W) from here: a result that is a view could not be changed in place.
-        bias = (betas - factor * mean).sum(0).to(maps.dtype)[:, None, None]
-        out = None
-        for branch, part in zip(branches, factor.to(maps.dtype)[..., None, None], strict=True):
-            branch = branch.permute(0, 3, 1, 2)
-            out = torch.addcmul(bias, branch, part) if out is None else out.addcmul_(branch, part)
+        bias = (betas - factor * mean).sum(0).to(maps.dtype)
+        # As (B, C, H, W): a result that is a view could not be changed in place.
+        out = torch.empty(
+            (len(x), x.shape[1], *parts[0][0].shape[1:3]),
+            dtype=maps.dtype,
+            device=x.device,
+            memory_format=torch.channels_last,
+        )
+        outs = out.permute(0, 2, 3, 1).split([len(part[0]) for part in parts])
+        for here, part in zip(outs, parts, strict=True):
+            _weighted_sum(part, factor.to(maps.dtype), bias, here)
         out = out.to(x.dtype)
 
         ctx.save_for_backward(x, scale, gammas, betas, *kernels, weight, mean, inv_std)
@@ -109,14 +113,13 @@ def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     kernels_ = [kernel.to(maps.dtype) for kernel in kernels]
     grads = [None] * len(ctx.needs_input_grad)
 
-    outs, picked = _convolutions(maps, kernels_, ctx.stride, scale is not None)
-    branches = outs if picked is None else [*outs, picked]
+    parts = _run_branches(maps, kernels_, ctx.stride, scale is not None)
+    grad_parts = grad_out.split([len(part[0]) for part in parts])
     sums = [
-        _centred_sums(grad_out, *args) for args in zip(branches, mean.to(maps.dtype), strict=True)
+        _centred_sums(*args, mean.to(maps.dtype)) for args in zip(grad_parts, parts, strict=True)
     ]
     count = grad_out[..., 0].numel()
-    grad_beta = sums[0][1].double()
-    centred = torch.stack([centred for centred, _ in sums]).double()
+    centred, grad_beta = (torch.stack(group).sum(0) for group in zip(*sums, strict=True))
     grads[3] = (centred * weight * inv_std).to(gammas.dtype)
     grads[4] = grad_beta.expand(betas.shape).to(betas.dtype)
     if scale is not None:
@@ -131,8 +134,8 @@ def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     grads[0], grads[6:] = _convolutions_backward(
         maps,
         kernels_,
-        outs,
-        grad_out,
+        parts,
+        grad_parts,
         torch.stack((of_grad, of_branch, constant), 1).to(maps.dtype),
         ctx.stride,
         (ctx.needs_input_grad[0], any(ctx.needs_input_grad[6:])),
@@ -156,27 +159,47 @@ def _finish(x: Tensor, like: Tensor) -> Tensor:
     return x.contiguous() if like.is_contiguous() else x
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of every channel of a map, shape (C,), float64."""
-    mean, var = torch.ops.aten.batch_norm_update_stats(x.permute(0, 3, 1, 2), None, None, 0.0)
-    return mean.double(), var.double()
+def _statistics(parts: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every channel of branches, shape (M, C), float64.
+
+    Args:
+        parts: For a few images at a time, the maps of the branches, each (B, H, W, C).
+    """
+    found = [
+        torch.ops.aten.batch_norm_update_stats(branch.permute(0, 3, 1, 2), None, None, 0.0)
+        for part in parts
+        for branch in part
+    ]
+    # Of shape (parts, M, C).
+    means, variances = (
+        torch.stack(values).double().unflatten(0, (len(parts), -1))
+        for values in zip(*found, strict=True)
+    )
+    share = means.new_tensor([len(part[0]) for part in parts])[:, None, None]
+    share /= share.sum()
+    mean = (share * means).sum(0)
+    return mean, (share * (variances + (means - mean).square())).sum(0)
 
 
-def _centred_sums(grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over a map of ``grad (x - mean)`` and of grad, both of shape (C,)."""
-    one = torch.ones_like(mean)
-    return torch.ops.aten.native_batch_norm_backward(
-        grad.permute(0, 3, 1, 2),
-        x.permute(0, 3, 1, 2),
-        one,
-        None,
-        None,
-        mean,
-        one,
-        True,
-        0.0,
-        [False, True, True],
-    )[1:]
+def _centred_sums(grad: Tensor, branches: Sequence[Tensor], means: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over a map of ``grad (branch - mean)``, shape (M, C), and of grad, (C,), float64."""
+    one = torch.ones_like(means[0])
+    sums = [
+        torch.ops.aten.native_batch_norm_backward(
+            grad.permute(0, 3, 1, 2),
+            branch.permute(0, 3, 1, 2),
+            one,
+            None,
+            None,
+            mean,
+            one,
+            True,
+            0.0,
+            [False, True, True],
+        )[1:]
+        for branch, mean in zip(branches, means, strict=True)
+    ]
+    return torch.stack([centred for centred, _ in sums]).double(), sums[0][1].double()
 
 
 def _pick(x: Tensor, stride: tuple[int, int], start: tuple[int, int] = (0, 0)) -> Tensor:
@@ -184,37 +207,32 @@ def _pick(x: Tensor, stride: tuple[int, int], start: tuple[int, int] = (0, 0)) -
     return x[:, start[0] :: stride[0], start[1] :: stride[1]].contiguous()
 
 
-def _parts(x: Tensor) -> list[slice]:
-    """Slices of a few images that fit into a cache, where several passes over them are cheap."""
-    images = cached_images(x)
-    return [slice(start, start + images) for start in range(0, len(x), images)]
-
-
-def _convolutions(
+def _run_branches(
     x: Tensor, kernels: Sequence[Tensor], stride: tuple[int, int], with_scale: bool
-) -> tuple[list[Tensor], Tensor | None]:
-    """Convolutions of a map with kernels of one size, and the pixels that a 1 x 1 kernel sees."""
+) -> list[list[Tensor]]:
+    """Run kernels of one size over a map, and last pick the pixels that a 1 x 1 kernel sees.
+
+    Returns:
+        The maps of all branches for a few images at a time, which fit into a cache: several
+        passes over them are cheap there.
+    """
     padding = [size // 2 for size in kernels[0].shape[2:]]
-    results = []
-    for here in _parts(x):
-        part = x[here]
+    parts = []
+    for part in x.split(cached_images(x)):
         source = part.permute(0, 3, 1, 2)
         outs = [
             F.conv2d(source, kernel, None, stride, padding, 1, len(kernel)).permute(0, 2, 3, 1)
             for kernel in kernels
         ]
-        results.append([*outs, _pick(part, stride)] if with_scale else outs)
-    results = [
-        parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*results, strict=True)
-    ]
-    return (results[:-1], results[-1]) if with_scale else (results, None)
+        parts.append([*outs, _pick(part, stride)] if with_scale else outs)
+    return parts
 
 
 def _convolutions_backward(
     x: Tensor,
     kernels: Sequence[Tensor],
-    outs: Sequence[Tensor],
-    grad_out: Tensor,
+    parts: Sequence[Sequence[Tensor]],
+    grad_parts: Sequence[Tensor],
     factors: Tensor,
     stride: tuple[int, int],
     needs: tuple[bool, bool],
@@ -224,10 +242,10 @@ def _convolutions_backward(
     Args:
         x: Input of shape (B, H, W, C).
         kernels: Kernels of the branches.
-        outs: Outputs of their convolutions.
-        grad_out: Gradient of the sum of all the norms.
+        parts: Maps of all branches, see :func:`_run_branches`.
+        grad_parts: Gradient of the sum of all the norms, for the same images each.
         factors: For every branch, the gradient of its norm's input as factors of ``grad_out`` and
-            of that input, and a constant: shape (M, 3, C).
+            of that input, and as a constant: shape (M, 3, C).
         stride: Strides of the branches.
         needs: Whether the gradient of the input and those of the kernels are wanted.
 
@@ -239,12 +257,18 @@ def _convolutions_backward(
     by_phases = needs_kernels and size == (5, 5) and stride == (2, 2)
     grad_x = torch.empty_like(x) if needs_x else None
     grad_kernels = [None] * len(kernels)
-    grad_outs = [torch.empty_like(out) for out in outs] if by_phases else []
-    for here in _parts(x):
+    grad_outs = [
+        x.new_empty(len(x), *parts[0][0].shape[1:]) for _ in range(len(kernels) if by_phases else 0)
+    ]
+    start = 0
+    for branches, grad_out in zip(parts, grad_parts, strict=True):
+        here = slice(start, start + len(grad_out))
+        start = here.stop
         part, total = x[here], None
-        for i, (kernel, out) in enumerate(zip(kernels, outs, strict=True)):
+        for i, kernel in enumerate(kernels):
             grad = grad_outs[i][here] if by_phases else None
-            grad = _combine(grad_out[here], out[here], factors[i], grad)
+            of_grad, of_branch, constant = factors[i]
+            grad = _weighted_sum((grad_out, branches[i]), (of_grad, of_branch), constant, grad)
             grad_part, grad_kernel, _ = torch.ops.aten.convolution_backward(
                 grad.permute(0, 3, 1, 2),
                 part.permute(0, 3, 1, 2),
@@ -266,17 +290,23 @@ def _convolutions_backward(
         if needs_x:
             total = total.permute(0, 2, 3, 1)
             if len(factors) > len(kernels):
-                seen = slice(None), slice(None, None, stride[0]), slice(None, None, stride[1])
-                total[seen] += _combine(grad_out[here], part[seen], factors[-1])
+                of_grad, of_branch, constant = factors[-1]
+                picked = _weighted_sum((grad_out, branches[-1]), (of_grad, of_branch), constant)
+                total[:, :: stride[0], :: stride[1]] += picked
             grad_x[here] = total
     if by_phases:
         grad_kernels = _phase_weight_gradients(x, grad_outs)
     return grad_x, grad_kernels
 
 
-def _combine(grad: Tensor, x: Tensor, factors: Tensor, out: Tensor | None = None) -> Tensor:
-    """Sum of two maps times factors, and a constant, all of shape (C,)."""
-    return torch.addcmul(factors[2], x, factors[1], out=out).addcmul_(grad, factors[0])
+def _weighted_sum(
+    maps: Sequence[Tensor], factors: Sequence[Tensor], constant: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """Sum of maps (B, H, W, C) times factors, and a constant, all of shape (C,)."""
+    out = torch.addcmul(constant, maps[0], factors[0], out=out)
+    for one, factor in zip(maps[1:], factors[1:], strict=True):
+        out.addcmul_(one, factor)
+    return out
 
 
 def _phase_weight_gradients(x: Tensor, grads: Sequence[Tensor]) -> list[Tensor]:

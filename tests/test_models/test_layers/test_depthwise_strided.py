@@ -72,7 +72,8 @@ def test_images_come_in_parts(kernel_size, max_bytes, monkeypatch):
     monkeypatch.setattr(correlation, 'MAX_BYTES', max_bytes)
     monkeypatch.setattr(module, 'MAX_PIXELS', 45)
     branches = make_branches((5, 4, 9, 8), kernel_size, dtype=torch.float32)
-    assert len(module._parts(module._prepare(branches.x))) == (5 if max_bytes == 1 else 3)
+    parts = module._run_branches(module._prepare(branches.x), branches.kernels, (2, 2), True)
+    assert [len(part[0]) for part in parts] == ([1] * 5 if max_bytes == 1 else [2, 2, 1])
     assert_close(compare(branches), 1e-5, 1e-4)
 
 
