@@ -9,6 +9,7 @@ import mmengine
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import RandomApply
 from mmdet.registry import MODELS
 from mmengine.config import Config, DictAction
 from mmengine.registry import HOOKS, OPTIMIZERS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
@@ -18,7 +19,7 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)
 CLASSIFIERS = [path for path in CONFIGS if path.parent.name in ('ghostnetv3', 'cifar10')]
-DETECTORS = [path for path in CONFIGS if path not in CLASSIFIERS]
+DETECTORS = [path for path in CONFIGS if path.parent.name == 'configs']
 WIDTHS = {'0x5': 0.5, '1x0': 1.0, '1x3': 1.3, '1x6': 1.6}
 RECIPES = ('8xb256-kd-600e', '8xb256-600e', '8xb128-450e')
 
@@ -27,7 +28,7 @@ read_once = cache(Config.fromfile)
 
 
 def read(name: str, options: dict | None = None) -> Config:
-    (path,) = (path for path in CLASSIFIERS if path.stem == name)
+    (path,) = (path for path in CONFIGS if path.stem == name)
     cfg = copy.deepcopy(read_once(path))
     cfg.merge_from_dict(options or {})
     return cfg
@@ -192,18 +193,86 @@ def test_model_index_is_true():
         assert entry['Weights'].endswith('.pth.tar')
 
 
-# Grids of the paper, by options of the two recipes: what an option does to the built parts.
+# Grids of the paper, as files: what differs from the recipe, and what becomes of it.
 def num_branches(model: nn.Module) -> tuple[int, bool]:
     unit = model.backbone.stages[0][0].ghost1.cheap
     return len(unit.branches), unit.scale is not None
 
 
-@pytest.mark.parametrize('branches', [1, 5])
-@pytest.mark.parametrize('scale', [True, False])
-def test_grid_of_branches(branches, scale):
-    options = {'model.backbone.num_branches': branches, 'model.backbone.with_scale': scale}
+def read_ablation(name: str, *changed: str) -> Config:
+    """Read the config of an ablation, which is the recipe's but for some parts."""
+    cfg = read(f'ghostnetv3-1x0_8xb256-{name}-600e_in1k')
+    distilled = 'kd-' if name.startswith('kd-') else ''
+    recipe = read(f'ghostnetv3-1x0_8xb256-{distilled}600e_in1k')
+    differing = {key for key in cfg.keys() | recipe.keys() if cfg.get(key) != recipe.get(key)}
+    # The part itself is listed beside what is made of it.
+    assert differing - {'mixup_cutmix'} == set(changed)
+    return cfg
+
+
+def train_transforms(cfg: Config) -> list:
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return [TRANSFORMS.build(t) for t in cfg.train_dataloader.dataset.pipeline]
+
+
+def test_every_ablation_is_tested():
+    names = {path.stem for path in CONFIGS if path.parent.name == 'ablations'}
+    tested = [*BRANCHES, *(f'kd-{name}' for name in BRANCHES), *DECAYS, *AUGMENTATIONS]
+    assert names == {f'ghostnetv3-1x0_8xb256-{name}-600e_in1k' for name in tested}
+
+
+BRANCHES = dict(n1=(1, True), n2=(2, True), n4=(4, True), n5=(5, True), no1x1=(3, False))
+
+
+@pytest.mark.parametrize('name', BRANCHES)
+@pytest.mark.parametrize('distilled', ['', 'kd-'])
+def test_ablation_of_branches(name, distilled):
+    model = build_classifier(read_ablation(distilled + name, 'model'))
+    assert num_branches(model) == BRANCHES[name]
+    assert hasattr(model, 'teacher') == bool(distilled)
+
+
+DECAYS = dict(noema=None, ema999=0.999, ema9995=0.9995, ema99995=0.99995, ema99999=0.99999)
+
+
+@pytest.mark.parametrize('name', DECAYS)
+def test_ablation_of_averages(name):
+    hooks = read_ablation(name, 'custom_hooks').custom_hooks
+    decays = [1 - hook.momentum for hook in hooks if hook.type == 'mmgnv3.EMAHook']
+    assert decays == ([] if name == 'noema' else [pytest.approx(DECAYS[name], abs=1e-9)])
+    assert len(hooks) == 3 + len(decays)
+
+
+AUGMENTATIONS = dict(
+    noaug=[],
+    autoaugment=['AutoAugment'],
+    randaugment=['RandAugment'],
+    erasing=['RandomErasing'],
+    mixup=['Mixup'],
+    cutmix=['CutMix'],
+)
+
+
+@pytest.mark.parametrize('name', AUGMENTATIONS)
+def test_ablation_of_augmentations(name):
+    in_batches = ['model'] if name in ('mixup', 'cutmix') else []
+    cfg = read_ablation(name, 'train_dataloader', *in_batches)
+    load, crop, flip, *added, pack = train_transforms(cfg)
+    kinds = [type(transform).__name__ for transform in (load, crop, flip, pack)]
+    assert kinds == ['LoadImageFromFile', 'RandomResizedCrop', 'RandomFlip', 'PackInputs']
+    found = [t.transforms.transforms[0] if isinstance(t, RandomApply) else t for t in added]
+    if in_batches:
+        found += build_classifier(cfg).data_preprocessor.batch_augments.augments
+    assert [type(part).__name__ for part in found] == AUGMENTATIONS[name]
+
+
+# The same and more by options of the two recipes: what an option does to the built parts.
+
+
+def test_grid_of_branches():
+    options = {'model.backbone.num_branches': 5, 'model.backbone.with_scale': False}
     model = build_classifier(read('ghostnetv3-1x0_8xb256-kd-600e_in1k', options))
-    assert num_branches(model) == (branches, scale)
+    assert num_branches(model) == (5, False)
 
 
 def test_grid_of_averages():
