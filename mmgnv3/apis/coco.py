@@ -17,6 +17,10 @@ from mmgnv3.utils.wording import count
 _MAX_PARSED_BYTES = 100 << 20
 # So many images, evenly spaced over the set, are decoded: one or two milliseconds each.
 _MAX_DECODED_IMAGES = 2000
+# Of a box, this share may be outside its image: some data sets guess what is hidden there. And so
+# many of the boxes may be of no use: single ones slip into every large set.
+_MAX_OUTSIDE = 1 / 3
+_MAX_USELESS = 1 / 10
 
 _Kind = tuple[Callable[[Any], bool], str]
 _ID: _Kind = (lambda v: is_real(v) or isinstance(v, str), 'a number or a text')
@@ -25,8 +29,8 @@ _SIZE: _Kind = (lambda v: is_real(v) and v > 0, 'a positive number')
 _NUMBER: _Kind = (is_real, 'a number')
 _FLAG: _Kind = (lambda v: v in (0, 1), '0 or 1')
 _BOX: _Kind = (
-    lambda v: isinstance(v, list) and len(v) == 4 and all(map(is_real, v)),
-    'four numbers [x, y, width, height] in pixels',
+    lambda v: isinstance(v, list) and len(v) == 4 and all(map(is_real, v)) and min(v[2:]) >= 0,
+    'four numbers [x, y, width, height] in pixels, the sizes not below 0',
 )
 # What mmdet and pycocotools read from every entry.
 _FIELDS: dict[str, dict[str, _Kind]] = dict(
@@ -34,8 +38,13 @@ _FIELDS: dict[str, dict[str, _Kind]] = dict(
     categories=dict(id=_ID, name=_TEXT),
     annotations=dict(id=_ID, image_id=_ID, category_id=_ID, bbox=_BOX, area=_NUMBER),
 )
-# What pycocotools wants besides: it keeps ids of annotations in an array of numbers.
-_EVALUATED: dict[str, _Kind] = dict(id=_NUMBER, iscrowd=_FLAG)
+# What pycocotools wants besides: it keeps ids of annotations in an array of numbers, where 0 says
+# that nothing was found.
+_FOUND_ID: _Kind = (
+    lambda v: is_real(v) and v != 0,
+    'a number, and not 0, which counts as not found when detections are evaluated',
+)
+_EVALUATED: dict[str, _Kind] = dict(id=_FOUND_ID, iscrowd=_FLAG)
 
 
 def check_coco(
@@ -60,8 +69,8 @@ def check_coco(
     Raises:
         FileNotFoundError: If images are missing.
         ValueError: If the file or an image is corrupt, if the categories of the file are not the
-            classes, in their order, or if no image has an object of theirs. The first fault is
-            named.
+            classes, in their order, if no image has an object of theirs, or if more than single
+            boxes are none within their images. The first fault is named.
     """
     if os.path.getsize(ann_file) > _MAX_PARSED_BYTES:
         _check_end(ann_file)
@@ -79,7 +88,7 @@ def check_coco(
         used = _check_objects(content, classes, ann_file)
         images = [image for image in images if image['id'] in used] if skip_empty else images
     if image_folder is not None:
-        _check_images([image['file_name'] for image in images], image_folder, ann_file)
+        _check_images(images, image_folder, ann_file)
 
 
 _CUT_OFF = 'It may have been cut off when it was downloaded or unpacked: get or export it again.'
@@ -136,7 +145,7 @@ def _check_objects(content: dict, classes: Sequence[str], path: str) -> set:
     """
     images = {image['id']: image for image in content['images']}
     known = {category['id']: category['name'] in classes for category in content['categories']}
-    used, num_objects = set(), 0
+    used, num_boxes, num_objects, useless = set(), 0, 0, []
     for index, annotation in enumerate(content['annotations']):
         for key, ids in (('image_id', images), ('category_id', known)):
             if annotation[key] not in ids:
@@ -146,7 +155,13 @@ def _check_objects(content: dict, classes: Sequence[str], path: str) -> set:
                 )
         if known[annotation['category_id']]:
             used.add(annotation['image_id'])
-            num_objects += _is_object(annotation, images[annotation['image_id']])
+            if annotation.get('iscrowd') or annotation.get('ignore'):
+                continue
+            num_boxes += 1
+            is_object, share = _use(annotation, images[annotation['image_id']])
+            num_objects += is_object
+            if not is_object or share < 1 - _MAX_OUTSIDE:
+                useless.append(index)
     if not num_objects:
         total = count(len(content['annotations']), 'annotation')
         raise ValueError(
@@ -154,16 +169,27 @@ def _check_objects(content: dict, classes: Sequence[str], path: str) -> set:
             'crowd, and has a box of one pixel a side or more inside its image. Boxes are '
             '[x, y, width, height] in pixels. Export the file again.'
         )
+    if len(useless) > _MAX_USELESS * num_boxes:
+        first = content['annotations'][useless[0]]
+        image = images[first['image_id']]
+        raise ValueError(
+            f'{path}: {len(useless)} of {num_boxes} boxes are empty or lie to a good part '
+            f'outside their image, first annotations[{useless[0]}] with the bbox {first["bbox"]} '
+            f'in {image["width"]} x {image["height"]} pixels. Boxes are [x, y, width, height] in '
+            'pixels, x and y of the upper left corner: two corners or a centre may have been '
+            'written. Export the file again.'
+        )
     return used
 
 
-def _is_object(annotation: dict, image: dict) -> bool:
-    """Whether mmdet takes an annotation for an object to be found, and not for one to ignore."""
+def _use(annotation: dict, image: dict) -> tuple[bool, float]:
+    """Whether mmdet takes a box for an object to be found; which share of it is in the image."""
     x, y, width, height = annotation['bbox']
-    inner_width = min(x + width, image['width']) - max(x, 0)
-    inner_height = min(y + height, image['height']) - max(y, 0)
-    is_box = min(inner_width, inner_height, annotation['area']) > 0 and min(width, height) >= 1
-    return is_box and not (annotation.get('iscrowd') or annotation.get('ignore'))
+    inner_width = max(0, min(x + width, image['width']) - max(x, 0))
+    inner_height = max(0, min(y + height, image['height']) - max(y, 0))
+    if min(inner_width, inner_height, annotation['area']) <= 0 or min(width, height) < 1:
+        return False, 0.0
+    return True, inner_width * inner_height / (width * height)
 
 
 def _check_classes(categories: list[dict], classes: Sequence[str], path: str) -> None:
@@ -171,13 +197,24 @@ def _check_classes(categories: list[dict], classes: Sequence[str], path: str) ->
     known = [name for name in names if name in classes]
     if known == list(classes):
         return
+    if not names:
+        raise ValueError(
+            f"{path} has no categories. List them there as dict(id=..., name=...), the config's: "
+            f'{_names(classes)}.'
+        )
+    places: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if places.setdefault(name, index) != index:
+            raise ValueError(
+                f'{path}: categories[{index}] has the name {name!r} of '
+                f'categories[{places[name]}]. Give every category a name of its own, or make '
+                'them one.'
+            )
     missing = [name for name in classes if name not in names]
     # CocoDataset numbers the categories that it knows in the order of the file, whatever the order
     # of the classes is. With one missing it would train on the wrong names, with all missing on
     # nothing, and in both cases without a word.
-    cause = (
-        f'has no category {_names(missing)}' if missing else 'has them in another order or twice'
-    )
+    cause = f'has no category {_names(missing)}' if missing else 'has them in another order'
     raise ValueError(
         f'The classes of the config are {_names(classes)}, but {path} {cause}: its categories are '
         f'{_names(names)}. Set metainfo=dict(classes=({_names(names)},)) in the data sets of '
@@ -185,25 +222,37 @@ def _check_classes(categories: list[dict], classes: Sequence[str], path: str) ->
     )
 
 
-def _check_images(names: Sequence[str], folder: str, ann_file: str) -> None:
-    missing = missing_files(names, folder)
+def _check_images(images: Sequence[dict], folder: str, ann_file: str) -> None:
+    missing = missing_files([image['file_name'] for image in images], folder)
     if missing:
         raise FileNotFoundError(
-            f'{len(missing)} of {count(len(names), "image")} named in {ann_file} cannot be found, '
+            f'{len(missing)} of {count(len(images), "image")} named in {ann_file} cannot be found, '
             f'first {os.path.abspath(os.path.join(folder, missing[0]))}. Unpack the images there, '
             "or correct data_prefix=dict(img=...) or the 'file_name' entries."
         )
-    step = -(-len(names) // _MAX_DECODED_IMAGES)
-    broken = []
-    for name in names[::step]:
-        path = os.path.join(folder, name)
-        fault = _image_fault(path)
-        if fault:
-            broken.append(f'{os.path.abspath(path)} ({fault})')
+    looked_at = images[:: max(1, -(-len(images) // _MAX_DECODED_IMAGES))]
+    broken, resized = [], []
+    for image in looked_at:
+        path = os.path.abspath(os.path.join(folder, image['file_name']))
+        stated = (image['width'], image['height'])
+        try:
+            size = _decode(path) or stated
+        except Exception as error:
+            broken.append(f'{path} ({error})')
+            continue
+        # A picture may be stored on its side, with a mark that turns it when it is loaded.
+        if sorted(size) != sorted(stated):
+            resized.append(f'{path} ({size[0]} x {size[1]}, not {stated[0]} x {stated[1]})')
     if broken:
         raise ValueError(
-            f'{len(broken)} of {count(len(names[::step]), "image")} looked at cannot be decoded: '
+            f'{len(broken)} of {count(len(looked_at), "image")} looked at cannot be decoded: '
             f'{_names(broken, quote=False)}. Replace them, or remove their entries from {ann_file}.'
+        )
+    if resized:
+        raise ValueError(
+            f'{len(resized)} of {count(len(looked_at), "image")} looked at have another size than '
+            f'{ann_file} says: {_names(resized, quote=False)}. Its boxes are in pixels of the size '
+            'that it says: give the images that it was made for, or export it again.'
         )
 
 
@@ -228,18 +277,20 @@ def missing_files(names: Sequence[str], folder: str) -> list[str]:
     return missing
 
 
-def _image_fault(path: str) -> str | None:
-    """Why an image cannot be decoded. OpenCV, which loads it later, fills up a cut-off JPEG."""
+def _decode(path: str) -> tuple[int, int] | None:
+    """Width and height of an image in pixels; None if it is too large for a trial.
+
+    Fails where OpenCV, which loads it later, fills up a cut-off JPEG.
+    """
     try:
         with Image.open(path) as image:
+            size = image.size
             # An eighth of the size is the cheapest that JPEG offers; everything is still read.
             image.draft('RGB', (1, 1))
             image.load()
     except Image.DecompressionBombError:
         return None
-    except Exception as error:
-        return str(error)
-    return None
+    return size
 
 
 def _names(names: Sequence[str], quote: bool = True) -> str:

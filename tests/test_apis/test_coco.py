@@ -3,6 +3,7 @@ import math
 import re
 
 import pytest
+from PIL import Image
 
 from mmgnv3.apis import coco
 from mmgnv3.apis.coco import check_coco
@@ -60,6 +61,11 @@ def _twice(name):
     return lambda content: {**content, name: [*content[name], content[name][0]]}
 
 
+def _twice_by_name(content):
+    content['categories'].append(dict(content['categories'][0], id=77))
+    return content
+
+
 def _no_objects(content):
     return {**content, 'annotations': []}
 
@@ -105,10 +111,12 @@ def test_some_classes_are_enough(check):
         (_no_objects, 'no image with an object: of its 0 annotations none'),
         (_in_all(bbox=[70, 0, 9, 9]), 'no image with an object.*inside its image'),
         (_in_all(bbox=[0.1, 0.1, 0.5, 0.5]), 'no image with an object.*one pixel a side'),
-        (_in_all(bbox=[9, 9, -5, -5]), 'no image with an object'),
+        (_set('annotations', bbox=[9, 9, 5, -5]), r'\[9, 9, 5, -5\].*the sizes not below 0'),
         (_in_all(area=0), 'no image with an object'),
         (_in_all(iscrowd=1), 'no image with an object.*no crowd'),
         (_in_all(ignore=1), 'no image with an object'),
+        (lambda content: {**content, 'categories': []}, 'no categories.*starfish'),
+        (_twice_by_name, r"categories\[5\] has the name 'starfish' of categories\[0\]"),
         (lambda content: 'null', "no list 'images'"),
         (lambda content: '[' * 100_000, 'not valid JSON.*cut off'),
     ],
@@ -149,6 +157,51 @@ def test_iscrowd_is_needed_to_evaluate(check):
     check(change)
     with pytest.raises(ValueError, match="lacks 'iscrowd'"):
         check(evaluated=True)
+
+
+def test_evaluated_ids_are_not_0(check):
+    change = _set('annotations', id=0)
+    check(change)
+    with pytest.raises(ValueError, match='the id 0; .* not 0, which counts as not found'):
+        check(evaluated=True)
+
+
+def _changed_boxes(change, share=1.0):
+    def run(content):
+        boxes = content['annotations']
+        for annotation in boxes[: int(len(boxes) * share)]:
+            annotation['bbox'] = change(*annotation['bbox'])
+        return content
+
+    return run
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        _changed_boxes(lambda x, y, w, h: [x, y, x + w, y + h]),
+        _changed_boxes(lambda x, y, w, h: [2 * x, 2 * y, 2 * w, 2 * h]),
+        _changed_boxes(lambda x, y, w, h: [x, y, w, 0], share=0.2),
+        _changed_boxes(lambda x, y, w, h: [64 - w / 2, y, w, h], share=0.2),
+    ],
+    ids=['corners', 'other size', 'empty', 'outside'],
+)
+def test_many_boxes_of_no_use(check, change):
+    with pytest.raises(ValueError, match=r'boxes are empty or lie .* first annotations\[\d+\]'):
+        check(change)
+
+
+def test_boxes_may_reach_beyond_the_border(check):
+    check(_changed_boxes(lambda x, y, w, h: [-w / 4, y, w, h]))
+
+
+def test_images_of_another_size(check, data):
+    change = _set('images', width=128)
+    with pytest.raises(ValueError, match=r'1 of 4 images .*000000\.jpg \(64 x 64, not 128 x 64\)'):
+        check(change)
+    # As cameras write them.
+    Image.new('RGB', (64, 128)).save(data / 'train' / '000000.jpg')
+    check(change)
 
 
 def test_unlabelled_images_can_be_predicted(check):
