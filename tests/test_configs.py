@@ -182,14 +182,19 @@ def test_cifar_network_without_branches(name):
 
 
 def test_model_index_is_true():
-    models = []
-    for metafile in mmengine.load(ROOT / 'model-index.yml')['Import']:
-        models += mmengine.load(ROOT / metafile)['Models']
-    assert models
-    for entry in models:
-        model = build_classifier(read((ROOT / entry['Config']).stem))
+    (metafile,) = mmengine.load(ROOT / 'model-index.yml')['Import']
+    content = mmengine.load(ROOT / metafile)
+    (collection,) = content['Collections']
+    assert (ROOT / collection['README']).is_file()
+    assert content['Models']
+    for entry in content['Models']:
+        assert entry['In Collection'] == collection['Name']
+        assert (ROOT / entry['Config']).is_file()
+        model = build_classifier(read(Path(entry['Config']).stem))
         params = sum(parameter.numel() for parameter in model.parameters())
         assert params == entry['Metadata']['Parameters']
+        # Text such as 167M is nothing that `mim search --condition` can compare.
+        assert isinstance(entry['Metadata']['FLOPs'], int)
         assert entry['Weights'].endswith('.pth.tar')
 
 
