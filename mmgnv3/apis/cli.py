@@ -35,7 +35,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         action=_CfgOptions,
         metavar='KEY=VALUE',
-        help='change entries of the config: model.backbone.widen_factor=1.3; lists as key="[a,b]"',
+        help='change entries of the config: train_dataloader.batch_size=8; lists as key="[a,b]"',
     )
 
 

@@ -41,10 +41,12 @@ def check_parts(cfg: Config, start: tuple[str, dict[str, Any]] | None = None) ->
     Raises:
         FileNotFoundError: If weights of the network or of the teacher of a distilled run are
             missing.
-        ValueError: If they are corrupt or another network's, or a resumed run has other settings
-            than it had. What a network or hook refuses is its own to raise.
+        ValueError: If they are corrupt or another network's, a resumed run has other settings than
+            it had, or what follows the backbone expects other channels than it returns. What a
+            network or hook refuses is its own to raise.
     """
     model = build_model(cfg)
+    _check_channels(cfg.model, getattr(getattr(model, 'backbone', None), 'out_channels', None))
     if hasattr(model, 'check_teacher'):
         model.check_teacher()
         teacher = model.teacher
@@ -69,3 +71,30 @@ def check_parts(cfg: Config, start: tuple[str, dict[str, Any]] | None = None) ->
             if hasattr(hook, 'check_resume'):
                 hook.check_resume(checkpoint, model, hooks)
     check_start(cfg, model, path, checkpoint)
+
+
+def _check_channels(model: dict, channels: Any) -> None:
+    """Compare the channels that a backbone returns, if it lists them, with its successor's."""
+    if not isinstance(channels, list | tuple):
+        return
+    needed: list[int] | int = list(channels)
+    head = model.get('head') or {}
+    neck, entry = model.get('neck') or {}, 'model.neck'
+    if not isinstance(neck, dict):
+        # The first of several.
+        neck, entry = neck[0], 'model.neck.0'
+    if isinstance(neck.get('in_channels'), list | tuple):
+        expected = list(neck['in_channels'])
+        # Some count from the top of the pyramid.
+        fits = expected in (needed, needed[::-1])
+    elif str(neck.get('type', 'Pooling')).endswith('Pooling') and 'in_channels' in head:
+        entry, expected, needed = 'model.head', head['in_channels'], needed[-1]
+        fits = expected == needed
+    else:
+        return
+    if not fits:
+        needed = str(needed).replace(' ', '')
+        raise ValueError(
+            f'The backbone of the config returns maps of {", ".join(map(str, channels))} channels, '
+            f'and {entry}.in_channels is {expected}. Set {entry}.in_channels={needed}'
+        )

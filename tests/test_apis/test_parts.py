@@ -1,9 +1,12 @@
+import json
+
 import pytest
 import torch
 from mmengine.config import Config
 
 from mmgnv3.apis import run
 from mmgnv3.apis.parts import build_model, check_parts
+from tests.test_apis.tiny import write_detection
 from tests.test_engine.runs import EMA, EXACT, write_configs, write_teacher
 
 
@@ -52,12 +55,33 @@ def test_a_sound_config_is_left_as_it_is(cfg, resumed):
         ({'model.head.loss.alpha': 2}, ValueError, 'alpha'),
         ({'model.channel_order': None}, ValueError, 'student.* channel_order=None'),
         ({'custom_hooks.0.momentum': 2}, ValueError, 'momentum must be'),
+        ({'model.backbone.arch.last_channels': 24}, ValueError, 'Set model.head.in_channels=24'),
     ],
 )
 def test_what_is_refused(cfg, change, error, message):
     cfg.merge_from_dict(change)
     with pytest.raises(error, match=message):
         check_parts(cfg)
+
+
+@pytest.mark.parametrize(
+    ('change', 'entry', 'channels'),
+    [
+        ({'widen_factor': 1.3}, 'model.neck', '[52,144,208]'),
+        ({'out_indices': (2, 3)}, 'model.neck.0', '[20,56]'),
+    ],
+)
+def test_a_neck_for_other_channels(tmp_path, change, entry, channels):
+    cfg = Config.fromfile(write_detection(tmp_path))
+    if entry.endswith('0'):
+        cfg.model.neck = [cfg.model.neck]
+    check_parts(cfg)
+    cfg.model.backbone.update(change)
+    with pytest.raises(ValueError, match=r'is \[20, 56, 80\]\. Set') as raised:
+        check_parts(cfg)
+    assert str(raised.value).endswith(f'Set {entry}.in_channels={channels}')
+    cfg.merge_from_dict({f'{entry}.in_channels': json.loads(channels)[::-1]})
+    check_parts(cfg)
 
 
 def test_the_preprocessor_beside_the_model_is_the_model_s(cfg):
