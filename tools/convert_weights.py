@@ -7,7 +7,10 @@ from mmgnv3.apis.cli import plain_errors
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('src', help='file, URL, or 1.0x for the public one (downloaded once)')
+    parser.add_argument(
+        'src',
+        help='file, URL, 1.0x for the public one (downloaded once), or an address ghostnetv3://...',
+    )
     parser.add_argument('out', help='file to write')
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -23,10 +26,16 @@ def main() -> None:
     args = parser.parse_args()
     with plain_errors():
         from mmgnv3.utils import sha256
-        from mmgnv3.weights import convert_file, locate
+        from mmgnv3.weights import convert_file, locate, parse_address
+        from mmgnv3.weights.public import SCHEME
 
-        path = locate(args.src)
-        converted = convert_file(path, args.out, args.ema)
+        source, ema, digest = args.src, None, None
+        if source.startswith(SCHEME):
+            source, ema, digest = parse_address(source)
+        if ema is not None and args.ema not in (None, ema):
+            parser.error(f'{args.src} and --{"ema" if args.ema else "raw"} exclude each other')
+        path = locate(source, digest)
+        converted = convert_file(path, args.out, ema if args.ema is None else args.ema)
     form = 'deployed' if converted.deployed else f'training, {converted.num_branches} branches'
     print(
         f'{args.out}: GhostNetV3 {converted.widen_factor}x of the {converted.source}\n'

@@ -130,10 +130,13 @@ def _unreadable(error: Exception, label: str) -> ValueError:
             "['state_dict'], new_path). To resume from it, allow the class in a module of the "
             "config's custom_imports: torch.serialization.add_safe_globals([TheClass])."
         )
-    reason = (str(error).splitlines() or [''])[0]
+    reason = type(error).__name__
+    # What torch says of a file that is no pickle is advice to open it without this check.
+    if str(error) and not isinstance(error, UnpicklingError):
+        reason += f': {str(error).splitlines()[0]}'
     return ValueError(
         f'{label} cannot be read: it is no checkpoint, or was cut off when it was written or '
-        f'copied ({type(error).__name__}: {reason}). Take another one.'
+        f'copied ({reason}). Take another one.'
     )
 
 

@@ -32,10 +32,13 @@ def load_address(address: str, map_location: Any = None) -> dict[str, Any]:
         OSError: If it cannot be downloaded.
         ValueError: If the address is wrong, or the file is not what it should be.
     """
-    source, ema, digest = _parse(address)
+    source, ema, digest = parse_address(address)
     path = locate(source, digest)
+    # A file from a cache has to be found to be removed.
+    label = address if str(path) in address else f'{address} (in {path})'
+    content = read_checkpoint(path, label)
     try:
-        checkpoint = convert_checkpoint(read_checkpoint(path), ema).checkpoint()
+        checkpoint = convert_checkpoint(content, ema).checkpoint()
     except ValueError as error:
         raise ValueError(f'{address}: {error}') from error
     if map_location is not None and not callable(map_location):
@@ -44,7 +47,19 @@ def load_address(address: str, map_location: Any = None) -> dict[str, Any]:
     return checkpoint
 
 
-def _parse(address: str) -> tuple[str, bool | None, str | None]:
+def parse_address(address: str) -> tuple[str, bool | None, str | None]:
+    """Take an address apart.
+
+    Args:
+        address: See :func:`load_address`.
+
+    Returns:
+        What :func:`locate` takes; whether the averaged weights are meant, None if it does not say;
+        and the digest, None if it has none.
+
+    Raises:
+        ValueError: If it names no file or has an unknown option.
+    """
     source, _, options = address.removeprefix(SCHEME).partition('#')
     ema = digest = None
     for option in filter(None, options.split('&')):

@@ -18,6 +18,10 @@ from .mapping import rename
 _LAST_CONV = 'blocks.9.0.conv.weight'
 _HIDDEN = 'head.layers.0.fc.weight'
 _FOLDED_UNIT = re.compile(r'backbone\.(.+\.(?:primary|cheap|downsample))\.conv\.bias')
+# Under which files hold weights: first the names of the reference code and timm, then those of
+# scripts that follow DeiT's.
+_PLAIN_KEYS = ('state_dict', 'model')
+_AVERAGED_KEYS = ('state_dict_ema', 'model_ema')
 # Names in an error message: enough to see what kind of file it is.
 _NUM_LISTED = 20
 
@@ -81,8 +85,9 @@ def convert_file(
     """
     if os.path.exists(path) and os.path.exists(out) and os.path.samefile(path, out):
         raise ValueError(f'{out} is the file to convert. Give the converted one another name.')
+    checkpoint = read_checkpoint(path)
     try:
-        converted = convert_checkpoint(read_checkpoint(path), ema)
+        converted = convert_checkpoint(checkpoint, ema)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
     with replacing(out) as temporary:
@@ -98,10 +103,11 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], ema: bool | None = None) -
     units; they are folded here, since this package's deployed form has none.
 
     Args:
-        checkpoint: A state dict, or a dict with ``state_dict``, ``state_dict_ema`` or both.
-        ema: Whether to take the averaged weights (``state_dict_ema``). None takes them where there
-            are any: of the one public file, third parties measured 77.13 % top-1 on ImageNet for
-            them and 76.93 % for the others.
+        checkpoint: A state dict, or a dict that holds plain weights (``state_dict`` or ``model``),
+            averaged ones (``state_dict_ema`` or ``model_ema``) or both.
+        ema: Whether to take the averaged weights. None takes them where there are any: of the one
+            public file, third parties measured 77.13 % top-1 on ImageNet for them and 76.93 % for
+            the others.
 
     Returns:
         The weights, in float32 on the CPU.
@@ -158,16 +164,21 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], ema: bool | None = None) -
 
 def _choose(checkpoint: Mapping[str, Any], ema: bool | None) -> tuple[dict[str, Tensor], bool]:
     """Take one set of weights, without the prefix that data-parallel training leaves."""
-    has_ema = 'state_dict_ema' in checkpoint
-    is_plain = not has_ema and 'state_dict' not in checkpoint
-    if ema and not has_ema:
-        raise ValueError('There are no averaged weights here (state_dict_ema), only plain ones.')
+    # Scripts that do not average write None for the average.
+    plain, averaged = (
+        next((key for key in keys if checkpoint.get(key) is not None), None)
+        for keys in (_PLAIN_KEYS, _AVERAGED_KEYS)
+    )
+    if ema and not averaged:
+        raise ValueError(
+            f'There are no averaged weights here ({" or ".join(_AVERAGED_KEYS)}), only plain ones.'
+        )
     if ema is None:
-        ema = has_ema
-    if not ema and has_ema and 'state_dict' not in checkpoint:
-        raise ValueError('There are averaged weights only here (state_dict_ema), no plain ones.')
-    key = 'state_dict_ema' if ema else 'state_dict'
-    weights = checkpoint if is_plain else checkpoint[key]
+        ema = averaged is not None
+    if not ema and averaged and not plain:
+        raise ValueError(f'There are averaged weights only here ({averaged}), no plain ones.')
+    key = averaged if ema else plain
+    weights = checkpoint[key] if key else checkpoint
     if not isinstance(weights, Mapping):
         raise ValueError(f'{key} is a {type(weights).__name__}, not a dict of weights.')
     odd = [name for name, value in weights.items() if not isinstance(value, Tensor)]

@@ -40,6 +40,16 @@ def test_reference_file(flags, seed, kind, tmp_path, monkeypatch, capsys):
         assert fact in printed
 
 
+def test_address(tmp_path, monkeypatch, capsys):
+    source, out = write_reference_file(tmp_path / 'reference.pth.tar'), tmp_path / 'converted.pth'
+    address = f'ghostnetv3://{source}#raw&sha256={sha256(source)}'
+    run_tool(monkeypatch, address, out)
+    assert torch.load(out, weights_only=True)['meta']['ema'] is False
+    with pytest.raises(SystemExit):
+        run_tool(monkeypatch, address, out, '--ema')
+    assert f'{address} and --ema exclude each other' in capsys.readouterr().err
+
+
 def test_folded_file(tmp_path, monkeypatch, capsys):
     source = tmp_path / 'timm.pth'
     torch.save(weights_of(timm_network(0.5), 'timm folded'), source)
@@ -55,6 +65,7 @@ def test_refusal_is_one_line(tmp_path, monkeypatch):
         ([source, tmp_path / 'out.pth', '--ema'], 'no averaged weights'),
         (['0.5x', tmp_path / 'out.pth'], 'no public weights of GhostNetV3 0.5x'),
         ([tmp_path / 'gone.pth', tmp_path / 'out.pth'], 'There is no file'),
+        ([f'ghostnetv3://{source}#sha256={"0" * 64}', tmp_path / 'out.pth'], 'not the expected'),
     ):
         with pytest.raises(SystemExit, match=f'error: .*{message}'):
             run_tool(monkeypatch, *arguments)

@@ -123,6 +123,16 @@ def test_something_else(path):
         read_checkpoint(path)
 
 
+def test_torch_s_advice_to_open_it_unsafely_is_not_passed_on(path):
+    path.write_bytes(b'not a pickle')
+    with pytest.raises(Exception, match='weights_only'):
+        torch.load(path, weights_only=True)
+    with pytest.raises(ValueError) as error:
+        read_checkpoint(path)
+    assert 'weights_only' not in str(error.value)
+    assert '(UnpicklingError)' in str(error.value)
+
+
 def test_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=f'no checkpoint {tmp_path}/gone.pth'):
         read_checkpoint(tmp_path / 'gone.pth')

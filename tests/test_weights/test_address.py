@@ -76,6 +76,20 @@ def test_unusable_file(tmp_path):
         load_address(f'ghostnetv3://{tmp_path / "other.pth"}')
 
 
+def test_unreadable_file(tmp_path):
+    (tmp_path / 'cut.pth').write_bytes(b'PK')
+    with pytest.raises(ValueError, match='cannot be read') as error:
+        load_address(f'ghostnetv3://{tmp_path}/cut.pth')
+    assert str(error.value).count('cut.pth') == 1
+
+
+def test_unreadable_file_of_another_name(tmp_path):
+    path = tmp_path / 'a b.pth'
+    path.write_bytes(b'PK')
+    with pytest.raises(ValueError, match=rf'^ghostnetv3://file:\S+ \(in {path}\) cannot be read'):
+        load_address(f'ghostnetv3://{path.as_uri()}')
+
+
 def test_whole_classifier(source, expected):
     init_cfg = dict(type='Pretrained', checkpoint=f'ghostnetv3://{source}')
     with DefaultScope.overwrite_default_scope('mmpretrain'):

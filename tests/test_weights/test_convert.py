@@ -181,7 +181,8 @@ def test_other_shapes():
     [
         ({}, 'not the weights of a GhostNetV3'),
         (dict(state_dict={'backbone.stem.0.conv.weight': torch.zeros(1)}), 'hold backbone.stem'),
-        (dict(epoch=3, model='x'), 'tensors alone, this one also epoch, model'),
+        (dict(epoch=3, net='x'), 'tensors alone, this one also epoch, net'),
+        (dict(epoch=3, model='x'), 'model is a str'),
         (dict(state_dict=[1]), 'state_dict is a list'),
     ],
 )
@@ -216,7 +217,9 @@ def test_file_with_averaged_weights(ema, seed, tmp_path):
     ('kept', 'ema', 'message'),
     [
         ('state_dict', True, 'no averaged weights'),
+        ('model', True, 'no averaged weights'),
         ('state_dict_ema', False, 'averaged weights only'),
+        ('model_ema', False, 'averaged weights only'),
     ],
 )
 def test_weights_that_are_not_there(kept, ema, message):
@@ -224,6 +227,27 @@ def test_weights_that_are_not_there(kept, ema, message):
     convert_checkpoint(checkpoint)
     with pytest.raises(ValueError, match=message):
         convert_checkpoint(checkpoint, ema=ema)
+
+
+@pytest.mark.parametrize(('ema', 'seed'), [(None, 2), (True, 2), (False, 1)])
+def test_names_of_other_scripts(ema, seed):
+    plain, averaged = (weights_of(timm_network(0.5, 10, seed), 'timm') for seed in (1, 2))
+    converted = convert_checkpoint(dict(model=plain, model_ema=averaged, epoch=3), ema)
+    assert converted.ema == (seed == 2)
+    expected = convert_checkpoint(averaged if converted.ema else plain).state_dict
+    assert all(torch.equal(value, expected[k]) for k, value in converted.state_dict.items())
+
+
+def test_an_average_that_there_is_none_of():
+    checkpoint = dict(model=weights_of(timm_network(0.5), 'timm'), model_ema=None)
+    assert not convert_checkpoint(checkpoint).ema
+
+
+def test_an_unreadable_file_is_named_once(tmp_path):
+    (tmp_path / 'cut.pth').write_bytes(b'PK')
+    with pytest.raises(ValueError) as error:
+        convert_file(tmp_path / 'cut.pth', tmp_path / 'out.pth')
+    assert str(error.value).count('cut.pth') == 1
 
 
 def test_a_folded_file_is_known_as_such(tmp_path):
