@@ -1,4 +1,4 @@
-"""LAMB over all tensors of a group at once."""
+"""LAMB over all tensors with the same settings at once."""
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -8,6 +8,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mmgnv3.registry import OPTIMIZERS
+from mmgnv3.utils.arguments import is_real
+
+# What the update of a parameter depends on besides betas.
+_SETTINGS = (
+    'step',
+    'lr',
+    'bias_correction',
+    'eps',
+    'weight_decay',
+    'grad_averaging',
+    'trust_clip',
+    'always_adapt',
+)
 
 
 @OPTIMIZERS.register_module()
@@ -15,8 +28,10 @@ class Lamb(Optimizer):
     """LAMB (arXiv 1904.00962) with the update, arguments and state of mmpretrain's.
 
     A re-parameterizable network has many small parameters: 978 in GhostNetV3 1.0x. mmpretrain's
-    Lamb makes about fifteen calls for each, this one a few for all of them (``torch._foreach_*``),
-    and on a GPU never waits for it. A checkpoint of the one is a checkpoint of the other. timm's
+    Lamb makes about fifteen calls for each, this one a few for all that have the same settings
+    (``torch._foreach_*``), however they are grouped: mmengine makes a group of every parameter as
+    soon as there is a ``paramwise_cfg``. On a GPU it never waits, on a CPU the last of the calls is
+    one a parameter. A checkpoint of the one Lamb is a checkpoint of the other. timm's
     Lamb, the only maintained one with such calls, makes them on GPUs alone by default, still ends
     in one call a parameter there, and would make timm a requirement of training.
 
@@ -41,6 +56,9 @@ class Lamb(Optimizer):
         trust_clip: Whether |p| / |u| is at most 1 (LAMBC).
         always_adapt: Whether parameters without weight decay get the factor |p| / |u| too. It is
             1 where one of the norms is 0.
+
+    Raises:
+        ValueError: If a number, of the arguments or of a group, is none or outside its range.
 
     Examples:
         >>> import torch
@@ -74,7 +92,20 @@ class Lamb(Optimizer):
             trust_clip=trust_clip,
             always_adapt=always_adapt,
         )
+        _check(defaults)
         super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict) -> None:
+        """Add parameters with settings of their own.
+
+        Args:
+            param_group: Parameters as ``params``, and those settings that are not the common ones.
+
+        Raises:
+            ValueError: If a setting is no number or outside its range.
+        """
+        super().add_param_group(param_group)
+        _check(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -94,9 +125,13 @@ class Lamb(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._clip_gradients()
+        updates: dict[tuple, tuple[dict, list[Tensor]]] = {}
         for group in self.param_groups:
             group['step'] = group.get('step', 0) + 1
-            params = [p for p in group['params'] if p.grad is not None]
+            settings = (*group['betas'], *(group[name] for name in _SETTINGS))
+            _, params = updates.setdefault(settings, (group, []))
+            params.extend(p for p in group['params'] if p.grad is not None)
+        for group, params in updates.values():
             if params:
                 self._update(group, params)
         return loss
@@ -153,6 +188,30 @@ class Lamb(Optimizer):
         _subtract_scaled(params, updates, step_size * ratios)
 
 
+def _check(settings: dict) -> None:
+    for name in ('lr', 'eps', 'weight_decay'):
+        value = settings[name]
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if not is_real(value) or value < 0:
+            raise ValueError(f'{name} of Lamb must be a number of at least 0, got {value!r}.')
+    betas = settings['betas']
+    if (
+        not isinstance(betas, tuple | list)
+        or len(betas) != 2
+        or not all(is_real(beta) and 0 <= beta < 1 for beta in betas)
+    ):
+        raise ValueError(
+            f'betas of Lamb must be two numbers of at least 0 and less than 1, got {betas!r}.'
+        )
+    norm = settings['max_grad_norm']
+    if norm is not None and (not is_real(norm) or norm <= 0):
+        raise ValueError(
+            'max_grad_norm of Lamb must be a number greater than 0, or None to leave gradients as '
+            f'they are, got {norm!r}.'
+        )
+
+
 def _subtract_scaled(params: list[Tensor], updates: list[Tensor], factors: Tensor) -> None:
     """Subtract ``factors[i] * updates[i]`` from ``params[i]``.
 
@@ -184,5 +243,5 @@ def _subtract_scaled_flat(params: list[Tensor], updates: list[Tensor], factors: 
 
 @lru_cache(maxsize=16)
 def _repeats(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    # Once for a group: a copy to a GPU makes the process wait.
+    # Once for all steps: a copy to a GPU makes the process wait.
     return torch.tensor(sizes, device=device)

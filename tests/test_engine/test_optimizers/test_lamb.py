@@ -7,13 +7,16 @@ import math
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
+from mmengine.optim.scheduler import CosineAnnealingLR
 from mmpretrain.engine.optimizers import Lamb as PlainLamb
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmgnv3
 from mmgnv3.engine.optimizers import Lamb, lamb
 from mmgnv3.models import GhostNetV3
 
+PARAMWISE = dict(norm_decay_mult=0.0, bias_decay_mult=0.0, bypass_duplicate=True)
 SHAPES = [(3, 2), (1,), (7,), (4, 3), (8, 1, 3, 3), (5, 4, 1, 1), (1, 1, 5, 5), (200,)]
 
 
@@ -219,7 +222,7 @@ def test_config_with_rules_for_parameters():
     backbone = GhostNetV3(widen_factor=0.5, out_indices=(1,))
     config = dict(
         optimizer=dict(type='mmgnv3.Lamb', lr=0.01, weight_decay=0.05),
-        paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, bypass_duplicate=True),
+        paramwise_cfg=PARAMWISE,
         accumulative_counts=2,
     )
     wrapper = build_optim_wrapper(backbone, config)
@@ -238,6 +241,90 @@ def test_config_with_rules_for_parameters():
         wrapper.update_params(loss)
     still = [n for n, p in backbone.named_parameters() if torch.equal(p, before[n])]
     assert not still
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls of torch that compute something."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def test_number_of_calls(monkeypatch):
+    """It grows with the number of different settings, not of groups or parameters."""
+    monkeypatch.setattr(lamb, '_subtract_scaled', lamb._subtract_scaled_flat)
+
+    def count_calls(num_layers):
+        layers = [nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)) for _ in range(num_layers)]
+        network = nn.Sequential(*layers)
+        config = dict(type='mmgnv3.Lamb', lr=0.01, weight_decay=0.05)
+        config = dict(optimizer=config, paramwise_cfg=PARAMWISE)
+        optimizer = build_optim_wrapper(network, config).optimizer
+        assert len(optimizer.param_groups) == 4 * num_layers
+        scheduler = CosineAnnealingLR(optimizer, T_max=10)
+        for _ in range(2):
+            for p in network.parameters():
+                p.grad = torch.ones_like(p)
+            with Calls() as calls:
+                optimizer.step()
+            scheduler.step()
+        return calls.number
+
+    assert count_calls(2) == count_calls(9) < 40
+
+
+@pytest.mark.usefixtures('last_step', 'double')
+def test_groups_that_differ_in_the_learning_rate_or_in_steps():
+    params, others = make_params(), make_params()
+    optimizers = []
+    for each, optimizer_class in ((params, Lamb), (others, PlainLamb)):
+        # Lists, as from a file; a rate that is a tensor.
+        groups = [dict(params=[p], betas=[0.8, 0.9]) for p in each[:6]]
+        groups[2]['lr'] = torch.tensor(0.2)
+        optimizers.append(optimizer_class(groups, lr=0.01))
+    for step in range(4):
+        for each, optimizer in zip((params, others), optimizers, strict=True):
+            if step == 1:
+                optimizer.add_param_group(dict(params=each[6:], betas=[0.8, 0.9]))
+            if step == 2:
+                optimizer.param_groups[1]['lr'] = 0.1
+            set_gradients(each, step)
+            optimizer.step()
+        assert_same(params, others)
+    assert [group['step'] for group in optimizers[0].param_groups] == [4] * 6 + [3]
+
+
+@pytest.mark.parametrize(
+    ('name', 'values'),
+    [
+        ('lr', (-1, math.nan, math.inf, '1e-3', None, True, torch.tensor(-1.0), torch.ones(2))),
+        ('eps', (-1e-8, '1e-6')),
+        ('weight_decay', (-1, None)),
+        ('betas', ((1.0, 0.9), (0.9, -0.1), (0.9,), (0.9, 0.99, 0.999), 0.9, ('0.9', 0.9))),
+        ('max_grad_norm', (0, -1, '1', math.nan)),
+    ],
+)
+def test_settings_out_of_range_are_refused(name, values):
+    params = [nn.Parameter(torch.ones(3))]
+    default = Lamb(params).defaults[name]
+    for value in values:
+        for common, own in ((value, default), (default, value)):
+            with pytest.raises(ValueError, match=f'^{name} of Lamb must be .*, got '):
+                Lamb([{'params': params, name: own}], **{name: common})
+
+
+@pytest.mark.parametrize(
+    'settings', [dict(lr=0), dict(eps=0), dict(betas=[0, 0]), dict(lr=torch.tensor(0.1))], ids=str
+)
+def test_settings_at_the_limit_are_accepted(settings):
+    params = [nn.Parameter(torch.ones(3))]
+    optimizer = Lamb(params, **settings)
+    params[0].grad = torch.ones(3)
+    optimizer.step()
+    assert params[0].isfinite().all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
