@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .numerics import statistics_dtype
+
 
 def depthwise_branches(
     x: Tensor,
@@ -38,7 +40,7 @@ def depthwise_branches(
         Output, and the branches' batch means and biased variances, both of shape (M, C), in at
         least single precision and without gradients.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = statistics_dtype(x)
     kernels = list(kernels) if scale is None else [*kernels, scale]
     outs = []
     for kernel in kernels:

@@ -8,9 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .depthwise_matrices import ALONE, RANGES, RECTANGLES
-
-MAX_PIXELS = 32768
-"""Longest sum in single precision; longer ones are split and added in double precision."""
+from .numerics import MAX_PIXELS_PER_SUM
 
 MAX_BYTES = 2**22
 """Size of intermediate maps that a cache holds, and that need no new memory from the system."""
@@ -68,7 +66,7 @@ def pieces(grad: Tensor, x: Tensor, reach: int) -> Iterator[tuple[Tensor, Tensor
         Pairs of maps whose correlations add up to that of the whole maps.
     """
     batch, height, width = x.shape[:3]
-    images = MAX_PIXELS // (height * width)
+    images = MAX_PIXELS_PER_SUM // (height * width)
     if images >= batch:
         yield grad, x
         return
@@ -77,7 +75,7 @@ def pieces(grad: Tensor, x: Tensor, reach: int) -> Iterator[tuple[Tensor, Tensor
             # The same map twice stays one.
             yield part if grad is not x else (part[1], part[1])
         return
-    rows = max(1, MAX_PIXELS // width)
+    rows = max(1, MAX_PIXELS_PER_SUM // width)
     for image, start in product(range(batch), range(0, height, rows)):
         above, below = min(start, reach), max(0, min(height - start - rows, reach))
         band = grad[image : image + 1, start : start + rows]
@@ -126,3 +124,10 @@ def rectangle_sums(x: Tensor) -> Tensor:
     rows = torch.stack([x[a : height - b].sum(0) for a, b in RANGES])
     sums = torch.stack([rows[:, a : width - b].sum(1) for a, b in RANGES])
     return sums.flatten(0, 1)[RECTANGLES.to(x.device)]
+
+
+def sample_mean(x: Tensor) -> Tensor:
+    """A number near the mean of every channel of a map of shape (B, H, W, C), shape (C,)."""
+    sample = x[:, :: max(1, x.shape[1] // 4), :: max(1, x.shape[2] // 4)]
+    # A process may have no image.
+    return sample.sum((0, 1, 2)) / max(1, sample[..., 0].numel())

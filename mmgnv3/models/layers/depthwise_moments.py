@@ -18,9 +18,15 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from .depthwise_branches import depthwise_branches
-from .depthwise_correlation import correlate
+from .depthwise_correlation import correlate, sample_mean
 from .depthwise_sums import map_gradient, patch_moments
-from .pointwise_algebra import convolve_and_shift, sum_over_ranks, without_autocast
+from .numerics import (
+    can_look,
+    convolve_and_shift,
+    statistics_dtype,
+    sum_over_ranks,
+    without_autocast,
+)
 
 CENTRE_BELOW = 0.04
 """Variance over mean square of the input below which sums are taken again, about the mean."""
@@ -136,7 +142,7 @@ def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     kernels = saved[:num_kernels]
     weights, inv_std, factor, kernel, *saved = saved[num_kernels:]
     moments = _Moments(*saved, ctx.count)
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = statistics_dtype(x)
     maps = x.permute(0, 2, 3, 1).to(dtype).contiguous()
     grad_out = grad_out.permute(0, 2, 3, 1).to(dtype).contiguous()
     needs = ctx.needs_input_grad
@@ -192,9 +198,9 @@ def _moments(maps: Tensor, weights: Tensor, group: ProcessGroup | None) -> _Mome
         weights: All branches as kernels, shape (C, M, 9).
         group: Processes that share the statistics, or None.
     """
-    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
-    can_look = _can_look(maps)
-    centre = None if can_look else _sample_mean(maps)
+    maps = maps.to(statistics_dtype(maps))
+    may_look = can_look(maps)
+    centre = None if may_look else sample_mean(maps)
     while True:
         mu, second, power = patch_moments(maps, centre)
         count = maps[..., 0].numel()
@@ -205,7 +211,7 @@ def _moments(maps: Tensor, weights: Tensor, group: ProcessGroup | None) -> _Mome
         mean = (weights @ mu[:, :, None])[..., 0]
         var = (pull * weights).sum(2)
         moments = _Moments(mu, mean, var, pull, centre, None, count)
-        if not can_look:
+        if not may_look:
             break
         # What a branch's variance would be if pixels were independent and had no mean.
         white = power * weights.square().sum(2)
@@ -221,16 +227,6 @@ def _moments(maps: Tensor, weights: Tensor, group: ProcessGroup | None) -> _Mome
         break
     var.clamp_(min=0)
     return moments
-
-
-def _can_look(x: Tensor) -> bool:
-    """Whether a look at values is for nothing. A GPU would have to be waited for."""
-    return x.device.type == 'cpu'
-
-
-def _sample_mean(x: Tensor) -> Tensor:
-    """A number near the mean of every channel of a map of shape (B, H, W, C), shape (C,)."""
-    return x[:, :: max(1, x.shape[1] // 4), :: max(1, x.shape[2] // 4)].mean((0, 1, 2))
 
 
 def _as_kernels(kernels: Sequence[Tensor], scale: Tensor | None, with_identity: bool) -> Tensor:

@@ -22,8 +22,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .depthwise_branches import depthwise_branches
-from .depthwise_correlation import MAX_PIXELS, cached_images, weight_gradient
-from .pointwise_algebra import without_autocast
+from .depthwise_correlation import cached_images, sample_mean, weight_gradient
+from .numerics import MAX_PIXELS_PER_SUM, statistics_dtype, without_autocast
 
 
 def depthwise_strided(
@@ -71,7 +71,12 @@ class _DepthwiseStrided(Function):
     def forward(ctx, x, scale, stride, gammas, betas, eps, *kernels):
         maps = _prepare(x)
         kernels_ = [kernel.to(maps.dtype) for kernel in kernels]
-        parts = _run_branches(maps, kernels_, stride, scale is not None)
+        # A mean that is large against the spread would take digits from sums and differences.
+        centre = sample_mean(maps)
+        offsets = torch.stack([-centre * kernel.sum((1, 2, 3)) for kernel in kernels_])
+        if scale is not None:
+            offsets = torch.cat((offsets, -centre[None]))
+        parts = _run_branches(maps, kernels_, offsets, stride)
         mean, var = _statistics(parts)
         # What the 1 x 1 branch multiplies with; the others have been through their kernels.
         weight = torch.ones_like(mean)
@@ -93,9 +98,9 @@ class _DepthwiseStrided(Function):
             _weighted_sum(part, factor.to(maps.dtype), bias, here)
         out = out.to(x.dtype)
 
-        ctx.save_for_backward(x, scale, gammas, betas, *kernels, weight, mean, inv_std)
+        ctx.save_for_backward(x, scale, gammas, betas, *kernels, offsets, weight, mean, inv_std)
         ctx.stride, ctx.eps = stride, eps
-        mean = mean * weight
+        mean = (mean - offsets) * weight
         ctx.mark_non_differentiable(mean, branch_var)
         return out.contiguous() if x.is_contiguous() else out, mean, branch_var
 
@@ -108,12 +113,12 @@ class _DepthwiseStrided(Function):
 
 def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of everything that :meth:`_DepthwiseStrided.forward` was given."""
-    x, scale, gammas, betas, *kernels, weight, mean, inv_std = ctx.saved_tensors
+    x, scale, gammas, betas, *kernels, offsets, weight, mean, inv_std = ctx.saved_tensors
     maps, grad_out = _prepare(x), _prepare(grad_out)
     kernels_ = [kernel.to(maps.dtype) for kernel in kernels]
     grads = [None] * len(ctx.needs_input_grad)
 
-    parts = _run_branches(maps, kernels_, ctx.stride, scale is not None)
+    parts = _run_branches(maps, kernels_, offsets, ctx.stride)
     grad_parts = grad_out.split([len(part[0]) for part in parts])
     sums = [
         _centred_sums(*args, mean.to(maps.dtype)) for args in zip(grad_parts, parts, strict=True)
@@ -150,7 +155,7 @@ def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 
 def _prepare(x: Tensor) -> Tensor:
     """A map (B, C, H, W) as a contiguous one (B, H, W, C) of at least single precision."""
-    return x.permute(0, 2, 3, 1).to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    return x.permute(0, 2, 3, 1).to(statistics_dtype(x)).contiguous()
 
 
 def _finish(x: Tensor, like: Tensor) -> Tensor:
@@ -202,15 +207,17 @@ def _centred_sums(grad: Tensor, branches: Sequence[Tensor], means: Tensor) -> tu
     return torch.stack([centred for centred, _ in sums]).double(), sums[0][1].double()
 
 
-def _pick(x: Tensor, stride: tuple[int, int], start: tuple[int, int] = (0, 0)) -> Tensor:
-    """The pixels of a map that a strided 1 x 1 kernel sees, in memory of their own."""
-    return x[:, start[0] :: stride[0], start[1] :: stride[1]].contiguous()
-
-
 def _run_branches(
-    x: Tensor, kernels: Sequence[Tensor], stride: tuple[int, int], with_scale: bool
+    x: Tensor, kernels: Sequence[Tensor], offsets: Tensor, stride: tuple[int, int]
 ) -> list[list[Tensor]]:
     """Run kernels of one size over a map, and last pick the pixels that a 1 x 1 kernel sees.
+
+    Args:
+        x: Map of shape (B, H, W, C).
+        kernels: Kernels of shape (C, 1, k, k).
+        offsets: What is added to the branches, shape (M, C); pixels are picked if there is one
+            more than there are kernels.
+        stride: Strides along rows and columns.
 
     Returns:
         The maps of all branches for a few images at a time, which fit into a cache: several
@@ -221,10 +228,12 @@ def _run_branches(
     for part in x.split(cached_images(x)):
         source = part.permute(0, 3, 1, 2)
         outs = [
-            F.conv2d(source, kernel, None, stride, padding, 1, len(kernel)).permute(0, 2, 3, 1)
-            for kernel in kernels
+            F.conv2d(source, kernel, offset, stride, padding, 1, len(kernel)).permute(0, 2, 3, 1)
+            for kernel, offset in zip(kernels, offsets, strict=False)
         ]
-        parts.append([*outs, _pick(part, stride)] if with_scale else outs)
+        if len(offsets) > len(kernels):
+            outs.append(part[:, :: stride[0], :: stride[1]] + offsets[-1])
+        parts.append(outs)
     return parts
 
 
@@ -325,10 +334,10 @@ def _phase_weight_gradients(x: Tensor, grads: Sequence[Tensor]) -> list[Tensor]:
     height, width, channels = x.shape[1:]
     if height % 2 or width % 2:
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-    images = max(1, MAX_PIXELS // (grads[0].shape[1] * grads[0].shape[2]))
+    images = max(1, MAX_PIXELS_PER_SUM // (grads[0].shape[1] * grads[0].shape[2]))
     results = [x.new_zeros(channels, 5, 5, dtype=torch.float64) for _ in grads]
     for row, column in product(range(2), repeat=2):
-        phase = _pick(x, (2, 2), (row, column)).permute(0, 3, 1, 2)
+        phase = x[:, row::2, column::2].contiguous().permute(0, 3, 1, 2)
         for result, grad in zip(results, grads, strict=True):
             parts = grad.permute(0, 3, 1, 2).split(images), phase.split(images)
             for args in zip(*parts, strict=True):

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .pointwise_algebra import without_autocast
+from .numerics import without_autocast
 
 
 def gated_concat(primary: Tensor, cheap: Tensor, gate: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from .gated_concat import gated_concat
 from .multi_branch_conv import BranchConfig, MultiBranchConv2d
 from .norms import is_foldable_norm, process_group
-from .pointwise_algebra import statistics_dtype
+from .numerics import statistics_dtype
+from .training_forms import has_hooks
 
 
 def make_divisible(channels: float, divisor: int = 4) -> int:
@@ -250,5 +251,8 @@ class GhostBottleneck(BaseModule):
             out = self.downsample(out)
         if self.se is not None:
             out = self.se(out)
+        out = self.ghost2(out)
+        if has_hooks(self.ghost2):
+            return out + self.shortcut(x)
         # Nothing else holds the output of the concatenation at the end of ``ghost2``.
-        return self.ghost2(out).add_(self.shortcut(x))
+        return out.add_(self.shortcut(x))

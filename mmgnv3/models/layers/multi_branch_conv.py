@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
+from mmgnv3.utils.arguments import is_integer
+
 from .depthwise_moments import depthwise_moments
 from .depthwise_strided import depthwise_strided
 from .norms import affine_maps, build_norm, process_group, update_running_statistics
-from .pointwise_algebra import sum_over_ranks
+from .numerics import convolve_and_shift, statistics_dtype, sum_over_ranks
 from .pointwise_moments import pointwise_moments
 from .stacked_branches import stacked_branches
 from .training_forms import choose_form, supported_forms
@@ -99,10 +101,20 @@ class MultiBranchConv2d(BaseModule):
         self.groups = groups
         self.deploy = deploy
         self.training_form = training_form
-        if any(k < 1 or k % 2 == 0 for k in self.kernel_size):
-            raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}.')
-        if isinstance(num_branches, bool) or not isinstance(num_branches, int) or num_branches < 1:
-            raise ValueError(f'num_branches must be an integer of at least 1, got {num_branches}.')
+        counts = dict(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            groups=groups,
+            num_branches=num_branches,
+        )
+        for name, count in counts.items():
+            if not _are_counts(count):
+                raise ValueError(f'{name} must be an integer of at least 1, got {count!r}.')
+        for name, pair in (('kernel_size', self.kernel_size), ('stride', self.stride)):
+            if len(pair) != 2 or not _are_counts(*pair):
+                raise ValueError(f'{name} must be one or two integers of at least 1, got {pair}.')
+        if any(size % 2 == 0 for size in self.kernel_size):
+            raise ValueError(f'kernel_size must be odd, got {kernel_size}.')
         if with_scale and self.kernel_size == (1, 1):
             raise ValueError(
                 'with_scale adds a 1 x 1 branch to a larger kernel; a 1 x 1 convolution gets '
@@ -139,6 +151,25 @@ class MultiBranchConv2d(BaseModule):
             groups=self.groups,
             bias=bias,
         )
+
+    def replaced_conv(self) -> nn.Module | None:
+        """The first module that is no longer the convolution which a branch was made with."""
+        convs = [(branch.conv, self.kernel_size) for branch in self.branches]
+        if self.scale is not None:
+            convs.append((self.scale.conv, (1, 1)))
+        for conv, kernel_size in convs:
+            is_own = type(conv).forward is nn.Conv2d.forward and (
+                conv.bias is None
+                and conv.padding_mode == 'zeros'
+                and conv.kernel_size == kernel_size
+                and conv.stride == self.stride
+                and conv.padding == tuple(size // 2 for size in kernel_size)
+                and conv.dilation == (1, 1)
+                and conv.groups == self.groups
+            )
+            if not is_own:
+                return conv
+        return None
 
     def _build_branch(self, kernel_size: tuple[int, int], norm_cfg: dict) -> nn.Sequential:
         return nn.Sequential(
@@ -179,10 +210,8 @@ class MultiBranchConv2d(BaseModule):
         return out
 
     def _forward_folded(self, x: Tensor) -> Tensor:
-        kernel, bias = self._fold(torch.promote_types(x.dtype, torch.float32))
-        kernel, bias = kernel.to(x.dtype), bias.to(x.dtype)
-        padding = tuple(size // 2 for size in self.kernel_size)
-        return F.conv2d(x, kernel, bias, self.stride, padding, groups=self.groups)
+        kernel, bias = self._fold(statistics_dtype(x))
+        return convolve_and_shift(x, kernel.to(x.dtype), bias, self.stride)
 
     def _forward_joint(self, x: Tensor, form: str) -> Tensor:
         """Compute all branches at once with the statistics of the batch, and keep those."""
@@ -234,9 +263,18 @@ class MultiBranchConv2d(BaseModule):
         Returns:
             Kernel of shape (out_channels, in_channels / groups, kernel height, kernel width) and
             bias of shape (out_channels,), in the unit's own dtype and on its device.
+
+        Raises:
+            ValueError: If something else has been put in the place of a branch's convolution.
         """
         if self.deploy:
             return self.conv.weight.detach(), self.conv.bias.detach()
+        if (conv := self.replaced_conv()) is not None:
+            raise ValueError(
+                f'A branch holds {conv} in the place of its own convolution, which has no bias, '
+                'no dilation and zeros for padding, and is no subclass: only that one can be '
+                'folded. Put it back, or merge what was added to it into its weight.'
+            )
         dtype = self.branches[0].conv.weight.dtype
         kernel, bias = self._fold(torch.float64)
         return kernel.to(dtype), bias.to(dtype)
@@ -284,3 +322,7 @@ class MultiBranchConv2d(BaseModule):
     def extra_repr(self) -> str:
         """Say which form the unit has."""
         return 'deploy=True' if self.deploy else f'training_form={self.training_form!r}'
+
+
+def _are_counts(*values: object) -> bool:
+    return all(is_integer(value) and value >= 1 for value in values)

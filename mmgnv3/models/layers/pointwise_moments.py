@@ -22,14 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from .pointwise_algebra import (
-    multiply_channels,
-    outer_product,
-    statistics_dtype,
-    sum_over_ranks,
-    sum_pixels,
-    without_autocast,
-)
+from .numerics import can_look, statistics_dtype, sum_over_ranks, without_autocast
+from .pointwise_algebra import multiply_channels, outer_product, sum_pixels
 
 # Where the terms that a variance is summed from exceed it by more than this factor, float32 has
 # lost too many of its seven digits and the variance is measured again in float64.
@@ -77,12 +71,11 @@ class _PointwiseMoments(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype = statistics_dtype(x)
         weight = _stack(kernels, with_identity, dtype)
-        # A GPU would have to be waited for and a compiled graph broken to look at the values;
-        # there the sums are centred from the start.
-        can_look = x.device.type == 'cpu' and not torch.compiler.is_compiling()
-        count, mean, covariance = _input_moments(x, group, centred=not can_look)
+        # Where values may not be looked at, the sums are centred from the start.
+        may_look = can_look(x)
+        count, mean, covariance = _input_moments(x, group, centred=not may_look)
         means, variances, spread = _branch_moments(weight, mean, covariance)
-        if can_look and dtype != torch.float64 and _cancels(weight, mean, covariance, variances):
+        if may_look and dtype != torch.float64 and _cancels(weight, mean, covariance, variances):
             count, mean, covariance = _input_moments(x.double(), group, centred=True)
             means, variances, spread = _branch_moments(weight.double(), mean, covariance)
         mean, means, variances, spread = (

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from .pointwise_algebra import statistics_dtype, sum_over_ranks, sum_pixels, without_autocast
+from .numerics import statistics_dtype, sum_over_ranks, without_autocast
+from .pointwise_algebra import sum_pixels
 
 
 def stacked_branches(
@@ -83,7 +84,9 @@ class _StackedBranches(torch.autograd.Function):
         dtype = means.dtype
         scale = gammas.to(dtype) * rstd
         grad_bias = sum_pixels(grad)
-        products = [sum_pixels(grad.to(dtype) * branch) for branch in z.chunk(len(gammas), 1)]
+        # Half precision would round what is left of the differences taken below.
+        z, grad = z.to(dtype), grad.to(dtype)
+        products = [sum_pixels(grad * branch) for branch in z.chunk(len(gammas), 1)]
         grad_gammas = (torch.stack(products) - means * grad_bias).to(dtype) * rstd
         grad_bias = grad_bias.to(dtype)
         # d loss / d variance / n and d loss / d mean / n, over all ranks
@@ -100,7 +103,7 @@ class _StackedBranches(torch.autograd.Function):
             for branch, factor in zip(grad_z.chunk(len(gammas), 1), scale, strict=True):
                 branch.addcmul_(grad, _per_channel(factor, grad))
             grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-                grad_z,
+                grad_z.to(x.dtype),
                 x,
                 torch.cat(kernels).to(x.dtype),
                 None,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .norms import are_alike, process_group
-from .pointwise_algebra import is_channels_last
+from .numerics import is_channels_last
 
 if TYPE_CHECKING:
     from .multi_branch_conv import MultiBranchConv2d
@@ -74,6 +74,9 @@ def choose_form(unit: 'MultiBranchConv2d', x: Tensor) -> str:
     norms = unit.norms
     if asked == 'plain' or len(norms) == 1 or not are_alike(norms) or _must_run_branches(unit):
         return 'plain'
+    # There are shapes, and no values, to be computed with.
+    if x.device.type == 'meta':
+        return 'plain'
     if not norms[0].training:
         return 'folded'
     pixels = unit.count_pixels(x)
@@ -110,18 +113,23 @@ def _must_run_branches(unit: 'MultiBranchConv2d') -> bool:
     """Whether something hangs on the modules of the branches that only their own call brings about.
 
     Weight norm, pruning and whoever looks at features use hooks; quantisation and adapters put
-    another class in the place of a convolution.
+    something else in the place of a convolution.
     """
-    units = [*unit.branches, unit.scale, unit.identity]
-    for branch in filter(None, units):
-        for module in branch.modules():
-            if module._forward_pre_hooks or module._forward_hooks:
-                return True
-            if module._backward_pre_hooks or module._backward_hooks:
-                return True
-        if branch is not unit.identity and type(branch.conv).forward is not nn.Conv2d.forward:
-            return True
-    return False
+    branches = filter(None, [*unit.branches, unit.scale, unit.identity])
+    return (
+        any(has_hooks(module) for branch in branches for module in branch.modules())
+        or unit.replaced_conv() is not None
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module brings about more than its ``forward``."""
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+    )
 
 
 def _depthwise_pays(unit: 'MultiBranchConv2d', pixels: int, in_eights: bool) -> bool:

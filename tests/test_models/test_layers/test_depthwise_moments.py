@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from mmgnv3.models.layers import depthwise_correlation as correlation
 from mmgnv3.models.layers import depthwise_moments as module
-from mmgnv3.models.layers import pointwise_algebra
+from mmgnv3.models.layers import numerics
 from mmgnv3.models.layers.depthwise_moments import depthwise_moments
 from tests.test_models.test_layers.depthwise import (
     Branches,
@@ -174,7 +174,7 @@ def test_large_mean_needs_the_centre(monkeypatch):
 
 def test_large_mean_on_gpus(monkeypatch):
     """Where nothing may be looked at, sums are taken about the mean always."""
-    monkeypatch.setattr(module, '_can_look', lambda x: False)
+    monkeypatch.setattr(module, 'can_look', lambda x: False)
     branches = make_branches((2, 8, 20, 20), with_identity=True, dtype=torch.float32, mean=100)
     assert_close(compare(branches), 2e-5, 1e-4)
 
@@ -204,21 +204,23 @@ def test_long_sums_are_split(monkeypatch):
 
     split = error()
     assert split < 2e-5
-    monkeypatch.setattr(correlation, 'MAX_PIXELS', 10**9)
+    monkeypatch.setattr(correlation, 'MAX_PIXELS_PER_SUM', 10**9)
     assert error() > 2 * split
 
 
 @pytest.mark.parametrize('max_pixels', [1, 30, 60, 130])
 def test_pieces_add_up(max_pixels, monkeypatch):
     """Bands of rows in an image, whole images, and an incomplete last piece."""
-    monkeypatch.setattr(correlation, 'MAX_PIXELS', max_pixels)
+    monkeypatch.setattr(correlation, 'MAX_PIXELS_PER_SUM', max_pixels)
     branches = make_branches((3, 4, 7, 8), with_identity=True, dtype=torch.float32)
     assert_close(compare(branches), 1e-5, 1e-4)
 
 
+@pytest.mark.parametrize('may_look', [True, False])
 @pytest.mark.parametrize(('mean', 'first'), [(0, 2), (100, 2), (0, 0)])
-def test_statistics_over_several_processes(mean, first, monkeypatch):
+def test_statistics_over_several_processes(mean, first, may_look, monkeypatch):
     """Two threads play two processes; together they must equal the whole batch."""
+    monkeypatch.setattr(module, 'can_look', lambda x: may_look)
     whole = make_branches((5, 4, 6, 7), with_identity=True, mean=mean)
     weight = torch.randn(whole.x.shape, generator=torch.Generator().manual_seed(1)).double()
     barrier, messages, results = threading.Barrier(2, timeout=60), {}, {}
@@ -237,7 +239,7 @@ def test_statistics_over_several_processes(mean, first, monkeypatch):
         grads = torch.autograd.grad((out * weight[part]).sum(), tensors.tensors())
         results[rank] = out, mean, var, grads
 
-    monkeypatch.setattr(pointwise_algebra, 'all_reduce', all_reduce)
+    monkeypatch.setattr(numerics, 'all_reduce', all_reduce)
     parts = slice(0, first), slice(first, 5)
     threads = [threading.Thread(target=process, args=item) for item in enumerate(parts)]
     for thread in threads:

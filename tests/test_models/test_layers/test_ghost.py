@@ -61,3 +61,16 @@ def test_other_ranks_have_values_too(monkeypatch):
 def test_map_that_pooling_leaves_nothing_of(size):
     with pytest.raises(ValueError, match='Use larger images'):
         DFCGate(4, 6).eval()(torch.rand(2, 4, *size))
+
+
+def test_hooks_see_the_output_of_the_second_ghost_module():
+    block = ghost.GhostBottleneck(8, 16, 8)
+    x, seen = torch.rand(2, 8, 6, 6), []
+    expected = block(x)
+    block.ghost2.register_forward_hook(lambda module, args, out: seen.append((out, out.clone())))
+    block.ghost2.register_full_backward_hook(lambda module, grads, _: None)
+    out = block(x)
+    out.mean().backward()
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(*seen[0])
+    assert not torch.equal(seen[0][0], out)

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmgnv3.models.layers import pointwise_algebra
+from mmgnv3.models.layers import pointwise_moments as pointwise_moments_module
 from mmgnv3.models.layers.pointwise_moments import pointwise_moments
 from mmgnv3.models.layers.stacked_branches import stacked_branches
 
@@ -58,8 +59,10 @@ def make(channels: int, outputs: int, size: int = 24) -> tuple[Tensor, list[Tens
 
 
 @pytest.mark.parametrize('form', [moments, stacked])
+@pytest.mark.parametrize('may_look', [True, False])
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
-def test_means_a_hundred_times_the_deviation(form, memory_format):
+def test_means_a_hundred_times_the_deviation(form, may_look, memory_format, monkeypatch):
+    monkeypatch.setattr(pointwise_moments_module, 'can_look', lambda x: may_look)
     x, kernels = make(12, 16)
     x = (x + 100).to(memory_format=memory_format)
     exact = run(plain, x, kernels, torch.float64)

@@ -78,13 +78,13 @@ def make_input(unit: MultiBranchConv2d, size: tuple[int, int, int] = (3, 7, 5)) 
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def step(unit: nn.Module, x: Tensor) -> dict[str, Tensor]:
+def step(unit: nn.Module, x: Tensor, grad_mean: float = 0) -> dict[str, Tensor]:
     """What a training step leaves: output, gradients, running statistics."""
     x = x.detach().clone().requires_grad_()
     generator = torch.Generator().manual_seed(2)
     out = unit(x)
-    grad = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
-    out.backward(grad)
+    grad = torch.randn(out.shape, generator=generator, dtype=torch.float64) + grad_mean
+    out.backward(grad.to(out))
     found = dict(output=out.detach(), input=x.grad)
     found.update((f'{name}.grad', p.grad) for name, p in unit.named_parameters())
     found.update(unit.named_buffers())
@@ -229,7 +229,7 @@ def double_output(branch: nn.Sequential) -> None:
     branch.register_forward_hook(lambda module, args, out: 2 * out)
 
 
-def replace_conv(branch: nn.Sequential) -> None:
+def subclass_conv(branch: nn.Sequential) -> None:
     class Negative(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
             return -super().forward(x)
@@ -237,8 +237,31 @@ def replace_conv(branch: nn.Sequential) -> None:
     branch.conv.__class__ = Negative
 
 
+def replace_conv(branch: nn.Sequential, **kwargs) -> None:
+    conv = branch.conv
+    settings = dict(padding=conv.padding, groups=conv.groups, bias=False, dtype=torch.float64)
+    channels = conv.in_channels, conv.out_channels
+    branch.conv = nn.Conv2d(*channels, conv.kernel_size, **{**settings, **kwargs})
+
+
+def add_bias(branch: nn.Sequential) -> None:
+    replace_conv(branch, bias=True)
+
+
+def reflect_borders(branch: nn.Sequential) -> None:
+    replace_conv(branch, padding_mode='reflect')
+
+
+def dilate(branch: nn.Sequential) -> None:
+    padding = tuple(size // 2 * 2 for size in branch.conv.kernel_size)
+    replace_conv(branch, dilation=2, padding=padding)
+
+
+REPLACEMENTS = [subclass_conv, add_bias, reflect_borders, dilate]
+
+
 @pytest.mark.parametrize('mode', ['train', 'eval'])
-@pytest.mark.parametrize('change', [prune_branch, normalise_weight, double_output, replace_conv])
+@pytest.mark.parametrize('change', [prune_branch, normalise_weight, double_output, *REPLACEMENTS])
 @pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise'])
 def test_changed_branches_are_called(name, change, mode):
     unit = make_unit(name)
@@ -251,6 +274,20 @@ def test_changed_branches_are_called(name, change, mode):
         expected = expected if other is None else expected + other(x)
     assert choose_form(unit, x) == 'plain'
     torch.testing.assert_close(unit(x), expected)
+
+
+@pytest.mark.parametrize('change', REPLACEMENTS)
+def test_replaced_convolutions_are_not_folded(change):
+    unit = make_unit('depthwise')
+    change(unit.branches[1])
+    with pytest.raises(ValueError, match='holds .*Conv2d|holds Negative'):
+        unit.switch_to_deploy()
+    assert not unit.deploy
+
+
+def test_shapes_without_values():
+    unit = make_unit('moments').to('meta')
+    assert unit(torch.empty(2, unit.in_channels, 9, 9, device='meta')).shape[2:] == (9, 9)
 
 
 def test_hooks_that_were_removed_leave_no_trace():
@@ -300,6 +337,41 @@ def test_half_precision_keeps_moments_in_float32(name, backward_inside):
     assert_same(found, exact, tolerance=0.03)
     variances = [key for key in found if key.endswith('running_var')]
     assert_same({k: found[k] for k in variances}, {k: exact[k] for k in variances}, 2e-3)
+
+
+@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'depthwise-strided'])
+def test_half_precision_with_gradients_of_one_sign(name):
+    """What the norms take out of them must not leave its rounding behind."""
+    unit = make_unit(name)
+    # Numbers that half precision has, so that only what is computed from them is rounded.
+    for parameter in unit.parameters():
+        parameter.data = parameter.data.bfloat16().double()
+    x = make_input(unit, (4, 12, 12)).bfloat16()
+    exact = step(copy.deepcopy(unit), x.double(), grad_mean=5)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = step(unit.float(), x, grad_mean=5)
+    kernels = [key for key in found if key.endswith('conv.weight.grad')]
+    assert_same({k: found[k] for k in kernels}, {k: exact[k] for k in kernels}, 0.03)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'depthwise-strided'])
+def test_half_precision_in_eval_mode(name, dtype):
+    """One folded convolution rounds no worse than the branches do."""
+    unit = make_unit(name).float()
+    x = (make_input(unit, (8, 24, 24)) + 3).to(dtype)
+    for norm in unit.norms:
+        norm.momentum = 1.0
+    unit(x.float())
+    unit.eval()
+    exact = copy.deepcopy(unit).double()(x.double())
+    shifts = []
+    for form in ('auto', 'plain'):
+        set_training_form(unit, form)
+        with torch.no_grad(), torch.autocast('cpu', dtype):
+            error = unit(x).double() - exact
+        shifts.append((error.mean((0, 2, 3)) / exact.std((0, 2, 3))).abs().max())
+    assert shifts[0] < 1.6 * shifts[1]
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
