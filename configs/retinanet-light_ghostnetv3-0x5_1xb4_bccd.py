@@ -1,6 +1,8 @@
 # Training on your own data: photographs of blood cells (BCCD, 3 classes, COCO json, 205 images to
 # train, 87 to validate, 72 to test), from scratch, on a CPU.
 #
+#     git clone https://github.com/Shenggan/BCCD_Dataset
+#     python tools/voc_to_coco.py BCCD_Dataset/BCCD data/bccd RBC WBC Platelets
 #     python tools/train.py configs/retinanet-light_ghostnetv3-0x5_1xb4_bccd.py
 #
 # For other data in COCO format change what stands above the line. Every value that is not mmdet's

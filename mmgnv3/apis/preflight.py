@@ -33,7 +33,12 @@ _SOURCES = (
         '`python tools/make_toy_dataset.py {root}` writes it in seconds; the environment variable '
         'TOYSHAPES_ROOT names another folder.',
     ),
-    (r'(^|/)bccd(/|$)', 'The environment variable BCCD_ROOT names the folder that holds it.'),
+    (
+        r'(^|/)bccd(/|$)',
+        'BCCD is at https://github.com/Shenggan/BCCD_Dataset, and after `git clone` of it '
+        '`python tools/voc_to_coco.py BCCD_Dataset/BCCD {root} RBC WBC Platelets` writes '
+        'what is needed; the environment variable BCCD_ROOT names another folder.',
+    ),
     (
         r'(^|/)cifar-?10(/|$)',
         'The environment variable CIFAR10_ROOT names a folder with train/<class>/* and '

@@ -146,7 +146,7 @@ def test_unknown_types_are_left_to_the_framework(detector):
         ('data/coco/', ('cocodataset.org', 'train2017.zip', '{root}', 'make demo')),
         ('data/imagenet', ('image-net.org', '{root}', 'IMAGENET_ROOT')),
         ('data/toyshapes', ('tools/make_toy_dataset.py {root}', 'TOYSHAPES_ROOT')),
-        ('data/bccd', ('BCCD_ROOT',)),
+        ('data/bccd', ('tools/voc_to_coco.py BCCD_Dataset/BCCD {root} RBC', 'BCCD_ROOT')),
         ('data/cifar10', ('CIFAR10_ROOT',)),
     ],
 )
