@@ -87,12 +87,26 @@ model = dict(
 )
 """
 
+_TTA = """
+_base_ = ['plain.py']
+model = dict(_delete_=True, type='AverageClsScoreTTA', module=_base_.model)
+flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+test_dataloader = dict(
+    dataset=dict(
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='TestTimeAug', transforms=[flips, [dict(type='PackInputs')]]),
+        ]
+    )
+)
+"""
+
 EMA = dict(type='mmgnv3.EMAHook', momentum=0.3)
 EXACT = dict(type='mmgnv3.ExactResumeHook')
 
 
 def write_configs(folder: Path) -> Path:
-    """Write pictures of two classes and the configs ``plain.py`` and ``distilled.py``.
+    """Write pictures of two classes and the configs ``plain.py``, ``distilled.py``, ``tta.py``.
 
     Returns:
         The folder, in which the configs are to be run: their paths are relative.
@@ -106,6 +120,7 @@ def write_configs(folder: Path) -> Path:
             cv2.imwrite(str(images / f'{index}.png'), image)
     (folder / 'plain.py').write_text(_CONFIG)
     (folder / 'distilled.py').write_text(_DISTILLED)
+    (folder / 'tta.py').write_text(_TTA)
     return folder
 
 
@@ -194,6 +209,12 @@ class MeanScore(BaseMetric):
 def mean_score() -> dict[str, dict]:
     """Options of :func:`make_runner` to evaluate with it alone."""
     return dict(val_evaluator=dict(type=MeanScore), test_evaluator=dict(type=MeanScore))
+
+
+def by_iterations(number: int) -> dict[str, dict]:
+    """Options of :func:`make_runner` to train without epochs and validate at the end."""
+    loop = dict(_delete_=True, by_epoch=False, max_iters=number, val_interval=number)
+    return dict(train_cfg=loop)
 
 
 class Interruption(Exception):

@@ -8,13 +8,13 @@ import numpy as np
 from mmengine.hooks import EMAHook as BaseEMAHook
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from mmgnv3.engine.evaluation import evaluate_silently
 from mmgnv3.engine.fused_ema import FusedEMA
 from mmgnv3.registry import HOOKS
-from mmgnv3.utils.wrappers import unwrap
+from mmgnv3.utils.wrappers import unwrap_wholly
 
 # Key of a checkpoint's ``meta`` under which the settings of its average stand.
 _META = 'mmgnv3_ema'
@@ -39,7 +39,9 @@ class EMAHook(BaseEMAHook):
 
     Resuming puts both where they belong, so that the run goes on exactly. Every other start, from
     scratch or by ``load_from``, begins the average with the weights that training begins with,
-    whatever of them came from a file; ``ema_state_dict`` of that file is not looked at.
+    whatever of them came from a file; ``ema_state_dict`` of that file is not looked at. A test
+    evaluates the average of its file; where the config says that the run is resumed, as the one
+    that a resumed run has written, both.
 
     Evaluating both, metrics of the average have their names, and those of the raw weights have
     ``_raw`` behind them: ``accuracy/top1`` and ``accuracy/top1_raw``. Either can be ``save_best``
@@ -60,7 +62,8 @@ class EMAHook(BaseEMAHook):
 
     Raises:
         ValueError: If an argument makes no average, or nothing would be evaluated; when a run is
-            resumed from a checkpoint that has no average or one made with other settings.
+            resumed from a checkpoint that has no average or one made with other settings, or ends
+            before the average begins.
     """
 
     def __init__(
@@ -146,7 +149,7 @@ class EMAHook(BaseEMAHook):
 
     def before_run(self, runner: Runner) -> None:
         """Remember the network. Its average is made when its weights are there."""
-        self.src_model = unwrap(runner.model)
+        self.src_model = unwrap_wholly(runner.model)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Put the raw weights where the runner loads from, if the run is resumed."""
@@ -158,11 +161,9 @@ class EMAHook(BaseEMAHook):
 
     def before_train(self, runner: Runner) -> None:
         """Make the average: the resumed one, or the weights that training begins with."""
-        super().before_train(runner)
-        self.ema_model = FusedEMA(self.src_model, **self.ema_cfg)
-        if self._resumed_state is not None:
-            self.ema_model.load_state_dict(self._resumed_state)
-            self._resumed_state = None
+        self._check_begin(runner)
+        self._make_average()
+        self._resumed_state = None
 
     def after_train_iter(
         self,
@@ -186,7 +187,7 @@ class EMAHook(BaseEMAHook):
         self._after_evaluation(runner, metrics, 'val')
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Do as before validation, if the run was trained before."""
+        """Do as before validation, if the run was trained or resumed before."""
         self._before_evaluation(runner, runner.test_loop)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
@@ -203,8 +204,34 @@ class EMAHook(BaseEMAHook):
         checkpoint['ema_state_dict'] = state
         self._swap_ema_state_dict(checkpoint)
 
+    def _check_begin(self, runner: Runner) -> None:
+        name, begin, last, unit = 'begin_iter', self.begin_iter, runner.max_iters, 'iterations'
+        if self.enabled_by_epoch:
+            name, begin, last, unit = 'begin_epoch', self.begin_epoch, runner.max_epochs, 'epochs'
+        if begin <= last:
+            return
+        end, remedy = f'{last} {unit}', 'a smaller one'
+        if self.enabled_by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
+            end, remedy = 'no epochs', 'begin_iter instead'
+        raise ValueError(
+            f'EMAHook({name}={begin}) would never begin: the run has {end}. Give {remedy}.'
+        )
+
+    def _make_average(self) -> None:
+        self.ema_model = FusedEMA(self.src_model, **self.ema_cfg)
+        if self._resumed_state is not None:
+            self.ema_model.load_state_dict(self._resumed_state)
+
+    def _evaluates_average(self) -> bool:
+        # A test that resumes has the raw weights in the network, and shall take the average as
+        # every other test. The state is kept for training.
+        resumed = self._resumed_state is not None
+        return self.ema_model is not None and (self.evaluate_on_ema or resumed)
+
     def _before_evaluation(self, runner: Runner, loop: BaseLoop) -> None:
-        if self.ema_model is None or not self.evaluate_on_ema:
+        if self.ema_model is None and self._resumed_state is not None:
+            self._make_average()
+        if not self._evaluates_average():
             return
         if self.evaluate_on_origin:
             # First, so that what hooks draw and log afterwards is the average's.
@@ -212,7 +239,7 @@ class EMAHook(BaseEMAHook):
         self.ema_model.swap(self.src_model)
 
     def _after_evaluation(self, runner: Runner, metrics: dict[str, Any] | None, split: str) -> None:
-        if self.ema_model is None or not self.evaluate_on_ema:
+        if not self._evaluates_average():
             return
         self.ema_model.swap(self.src_model)
         for name, value in self._raw_metrics.items():

@@ -9,6 +9,7 @@ from mmgnv3.engine.hooks import EMAHook
 from tests.test_engine.runs import (
     EMA,
     assert_equal_weights,
+    by_iterations,
     load,
     make_runner,
     mean_score,
@@ -278,10 +279,51 @@ def test_resume_of_the_average_of_another_hook(folder):
     assert_equal_weights(recorder.average, saved['state_dict'])
 
 
+@pytest.mark.parametrize('config', ['plain.py', 'tta.py'])
+@pytest.mark.parametrize('on_ema', [True, False])
+def test_a_test_that_resumes_takes_the_average(folder, averaged, config, on_ema):
+    """As mmpretrain's own script does with the config that a resumed run has written."""
+    options = dict(load_from=averaged, **mean_score())
+    expected = make_runner(folder / config, 'loaded', **options).test()['score']
+    hooks = [dict(EMA, evaluate_on_ema=on_ema)]
+    tester = make_runner(folder / config, 'test', custom_hooks=hooks, resume=True, **options)
+    metrics = tester.test()
+    assert metrics['score'] == pytest.approx(expected, rel=1e-6)
+    assert metrics['score_raw'] != metrics['score']
+
+
+def test_training_goes_on_exactly_after_a_test(folder, averaged):
+    recorder = StartRecorder()
+    options = dict(custom_hooks=[EMA, recorder], resume=True, load_from=averaged)
+    runner = make_runner(folder / 'plain.py', 'again', **options)
+    runner.test()
+    runner.train()
+    saved = load(averaged)
+    assert_equal_weights(recorder.average, saved['state_dict'])
+    assert_equal_weights(recorder.weights, raw_weights(saved))
+
+
 def test_resume_of_nothing_starts_anew(folder):
     recorder = StartRecorder()
     make_runner(folder / 'plain.py', 'work', custom_hooks=[EMA, recorder], resume=True).train()
     assert_equal_weights(recorder.average, recorder.weights)
+
+
+@pytest.mark.parametrize(
+    ('begin', 'options', 'message'),
+    [
+        (dict(begin_epoch=4), {}, r'begin_epoch=4\) .* has 3 epochs'),
+        (dict(begin_iter=13), {}, r'begin_iter=13\) .* has 12 iterations'),
+        (dict(begin_iter=5), by_iterations(4), r'begin_iter=5\) .* has 4 iterations'),
+        (dict(begin_epoch=2), by_iterations(4), r'begin_epoch=2\) .* no epochs. Give begin_iter'),
+    ],
+)
+def test_an_average_that_would_never_begin(folder, begin, options, message):
+    hooks = [dict(EMA, **begin)]
+    runner = make_runner(folder / 'plain.py', 'work', custom_hooks=hooks, **options)
+    with pytest.raises(ValueError, match=message):
+        runner.train()
+    assert runner.iter == 0
 
 
 @pytest.mark.parametrize(
