@@ -8,13 +8,13 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import EMAHook as BaseEMAHook
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from mmgnv3.engine.evaluation import evaluate_silently
 from mmgnv3.registry import HOOKS
 from mmgnv3.reparam import deployed_meta, fold, fold_and_check, save_deployed
-from mmgnv3.utils.wrappers import replace_model, unwrap
+from mmgnv3.utils.wrappers import replace_model, unwrap, unwrap_wholly
 
 # Of a batch, so many images are enough to see whether both forms compute the same.
 _MAX_IMAGES = 8
@@ -28,21 +28,24 @@ class ReparamHook(Hook):
     is folded: the average where an EMA hook keeps one, the trained weights otherwise. The outputs
     of the folded copy are compared with the unfolded one's on images of the last batch, and a
     checkpoint of tensors and plain metadata is written, see :func:`mmgnv3.reparam.save_deployed`:
-    ``deployed_epoch_N.pth`` in the work dir. The model that is trained is not touched.
+    ``deployed_epoch_N.pth`` in the work dir, or ``deployed_iter_N.pth``. The model that is trained
+    is not touched.
 
     In a test, the model under test is folded for as long as the test takes, so that the scripts of
     any framework evaluate the deployed form, and checked on the first batch.
 
     Args:
         interval: Every how many epochs the network is folded too. -1: at the end only.
-        by_epoch: Whether ``interval`` counts epochs; otherwise iterations.
+        by_epoch: Whether ``interval`` counts epochs; otherwise iterations, as where a run has no
+            epochs.
         evaluate: Whether every network that is folded in training is evaluated; what comes out is
             logged, with ``_deployed`` behind the names of the metrics.
         filename_tmpl: Name of the file with the number of the epoch or iteration as ``{}``. None:
             ``deployed_epoch_{}.pth`` or ``deployed_iter_{}.pth``.
 
     Raises:
-        ValueError: When training starts: if there is nothing to fold or nothing to evaluate on.
+        ValueError: When training starts: if there is nothing to fold or nothing to evaluate on, or
+            ``interval`` counts epochs and there are none.
         RuntimeError: If the folded network computes something else; the message says how far off.
     """
 
@@ -57,8 +60,6 @@ class ReparamHook(Hook):
         evaluate: bool = False,
         filename_tmpl: str | None = None,
     ) -> None:
-        if filename_tmpl is None:
-            filename_tmpl = 'deployed_epoch_{}.pth' if by_epoch else 'deployed_iter_{}.pth'
         self.interval = interval
         self.by_epoch = by_epoch
         self.evaluate = evaluate
@@ -80,6 +81,16 @@ class ReparamHook(Hook):
                 'ReparamHook(evaluate=True) evaluates on the validation data, and there are none. '
                 'Give val_cfg, val_dataloader and val_evaluator, or leave evaluate out.'
             )
+        if self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
+            if self.interval > 0:
+                raise ValueError(
+                    f'ReparamHook: interval={self.interval} counts epochs, and this run has '
+                    'iterations only. Give it in iterations, with by_epoch=False.'
+                )
+            self.by_epoch = False
+        if self.filename_tmpl is None:
+            unit = 'epoch' if self.by_epoch else 'iter'
+            self.filename_tmpl = f'deployed_{unit}_{{}}.pth'
 
     def after_train_iter(
         self,
@@ -112,8 +123,10 @@ class ReparamHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None
     ) -> None:
         """Compare both forms on the first batch."""
-        if batch_idx == 0 and not isinstance(self._unfolded, BaseTTAModel):
-            model = copy.deepcopy(self._unfolded)
+        if batch_idx == 0:
+            if isinstance(self._unfolded, BaseTTAModel):
+                data_batch = _first_form(data_batch)
+            model = copy.deepcopy(unwrap_wholly(self._unfolded))
             _, difference = fold_and_check(model, *_inputs(model, data_batch))
             runner.logger.info(
                 'The network holds nothing to fold and is tested as it is.'
@@ -159,6 +172,13 @@ def _inputs(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
     """Preprocess the first images of a batch as for prediction."""
     data = model.data_preprocessor(copy.deepcopy(_head(batch)), training=False)
     return data['inputs'], data.get('data_samples')
+
+
+def _first_form(batch: Any) -> Any:
+    """Take, of every image's forms in test-time augmentation, the first."""
+    if isinstance(batch, dict):
+        return {key: forms[0] for key, forms in batch.items()}
+    return [forms[0] for forms in batch]
 
 
 def _head(batch: Any) -> Any:

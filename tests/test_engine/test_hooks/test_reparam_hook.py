@@ -5,12 +5,12 @@ import torch
 from mmengine.hooks import Hook
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmgnv3.engine.hooks import ReparamHook
 from mmgnv3.reparam import checked_fold, fold, is_deployed_checkpoint
 from tests.test_apis.tiny import write_detection
 from tests.test_engine.runs import (
     EMA,
     assert_equal_weights,
+    by_iterations,
     load,
     make_runner,
     mean_score,
@@ -82,6 +82,20 @@ def test_when_and_where(folder, options, names, monkeypatch):
     assert len(folds) == len(names)
 
 
+@pytest.mark.parametrize(
+    ('options', 'names'),
+    [
+        (dict(), ['deployed_iter_6.pth']),
+        (dict(interval=4, by_epoch=False), ['deployed_iter_4.pth', 'deployed_iter_6.pth']),
+    ],
+    ids=str,
+)
+def test_when_and_where_without_epochs(folder, options, names):
+    hooks = [dict(REPARAM, **options)]
+    make_runner(folder / 'plain.py', 'work', custom_hooks=hooks, **by_iterations(6)).train()
+    assert sorted(path.name for path in folder.glob('work/deployed_*')) == names
+
+
 def test_what_is_folded_is_evaluated(folder, caplog):
     hooks = [dict(EMA, evaluate_on_origin=False), dict(REPARAM, evaluate=True)]
     options = dict(ONE_EPOCH, train_cfg__val_interval=1, **mean_score())
@@ -117,10 +131,11 @@ def test_a_wrong_fold_is_an_error(folder, monkeypatch):
             dict(val_cfg=None, val_dataloader=None, val_evaluator=None),
             'evaluates on the validation data',
         ),
+        (by_iterations(6), 'interval=2 counts epochs.* by_epoch=False'),
     ],
 )
 def test_what_cannot_be_done_is_said_before_training(folder, options, message):
-    hooks = [dict(REPARAM, evaluate=True)]
+    hooks = [dict(REPARAM, evaluate=True, interval=2)]
     runner = make_runner(folder / 'plain.py', 'work', custom_hooks=hooks, **options)
     with pytest.raises(ValueError, match=message):
         runner.train()
@@ -171,12 +186,25 @@ def test_a_test_takes_the_folded_average(folder, trained):
     assert_equal_weights(weights_of(trained.model), raw)
 
 
-def test_a_wrong_fold_is_an_error_in_a_test(folder, trained, monkeypatch):
+@pytest.mark.parametrize('config', ['plain.py', 'tta.py'])
+def test_a_wrong_fold_is_an_error_in_a_test(folder, trained, monkeypatch, config):
     monkeypatch.setattr(checked_fold, 'fold', _wrong_fold)
     options = dict(load_from='work/epoch_1.pth', custom_hooks=[REPARAM])
-    tester = make_runner(folder / 'plain.py', 'test', **options)
+    tester = make_runner(folder / config, 'test', **options)
     with pytest.raises(RuntimeError, match=r'outputs of backbone by \d'):
         tester.test()
+
+
+def test_test_time_augmentation_takes_the_folded_network(folder, trained, caplog):
+    options = dict(load_from='work/epoch_1.pth', **mean_score())
+    unfolded = make_runner(folder / 'tta.py', 'unfolded', **options).test()['score']
+    spy = Spy()
+    tester = make_runner(folder / 'tta.py', 'test', custom_hooks=[REPARAM, spy], **options)
+    tester.logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO)
+    assert tester.test()['score'] == pytest.approx(unfolded, rel=1e-5)
+    assert not spy.norms
+    assert 'The folded network is tested. Its outputs differ' in caplog.text
 
 
 def test_a_network_without_norms_is_tested_as_it_is(folder, caplog):
@@ -215,7 +243,3 @@ def test_few_images_are_enough():
     assert head['a']['inputs'].shape == (8, 3, 4, 4)
     assert head['a']['data_samples'] == list(range(8))
     assert (head['a']['name'], head['b']) == ('x', [1] * 8)
-
-
-def test_name_of_the_file():
-    assert ReparamHook(by_epoch=False).filename_tmpl == 'deployed_iter_{}.pth'
