@@ -38,7 +38,7 @@ class FusedEMA(ExponentialMovingAverage):
     ) -> None:
         super().__init__(model, momentum=momentum, interval=interval, update_buffers=True)
         self.gamma = gamma
-        self._pairs: tuple[weakref.ref, list[tuple[list[Tensor], list[_Place]]]] | None = None
+        self._pairs: tuple[weakref.ref, list[list[tuple[_Place, _Place]]]] | None = None
 
     @property
     def current_momentum(self) -> float:
@@ -88,19 +88,18 @@ class FusedEMA(ExponentialMovingAverage):
         """Tensors of the average and of a network in pairs, those of one kind together.
 
         Fused operations are fast on lists of one dtype and device only. Walking through two
-        networks takes as long as averaging them, and so is done once. What is kept of the network
-        are the places of its tensors, since a buffer may be replaced by another one.
+        networks takes as long as averaging them, and so is done once. What is kept are the places
+        of the tensors: a move to another device or type replaces buffers, and loading by
+        assignment all tensors.
         """
         if self._pairs is None or self._pairs[0]() is not model:
-            groups: dict[tuple, tuple[list[Tensor], list[_Place]]] = defaultdict(lambda: ([], []))
-            for average, place in zip(_places(self.module), _places(model), strict=True):
-                average = _at(average)
-                averages, places = groups[average.dtype, average.device]
-                averages.append(average)
-                places.append(place)
+            groups: dict[tuple, list[tuple[_Place, _Place]]] = defaultdict(list)
+            for pair in zip(_places(self.module), _places(model), strict=True):
+                average = _at(pair[0])
+                groups[average.dtype, average.device].append(pair)
             self._pairs = weakref.ref(model), list(groups.values())
-        for averages, places in self._pairs[1]:
-            yield averages, [_at(place) for place in places]
+        for pairs in self._pairs[1]:
+            yield [_at(average) for average, _ in pairs], [_at(value) for _, value in pairs]
 
 
 def _at(place: _Place) -> Tensor:

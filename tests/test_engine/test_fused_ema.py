@@ -52,12 +52,29 @@ def test_counters_are_copied(model):
         assert average.module[1].num_batches_tracked == model[1].num_batches_tracked > 0
 
 
-def test_a_buffer_may_be_replaced(model):
+def move(network):
+    network.double()
+    network.float()
+
+
+def load_by_assignment(network):
+    network.load_state_dict(copy.deepcopy(network.state_dict()), assign=True)
+
+
+@pytest.mark.parametrize('replace', [move, load_by_assignment])
+@pytest.mark.parametrize('side', ['average', 'network'])
+def test_tensors_may_be_replaced(model, side, replace):
+    model.float()
     average = FusedEMA(model, momentum=0.5)
     average.update_parameters(model)
-    model[1].running_mean = torch.full((4,), 2.0)
+    before = copy.deepcopy(model.state_dict())
+    replace(average.module if side == 'average' else model)
+    train(model)
     average.update_parameters(model)
-    assert average.module[1].running_mean.equal(torch.ones(4))
+    for name, value in average.module.state_dict().items():
+        new = model.state_dict()[name]
+        expected = (before[name] + new) / 2 if new.is_floating_point() else new
+        torch.testing.assert_close(value, expected)
 
 
 def test_the_model_is_left_alone(model):
