@@ -25,7 +25,7 @@ from mmgnv3.apis.cli import plain_errors
 from mmgnv3.benchmark import inference, networks, report, training
 from mmgnv3.benchmark.networks import BRANCH_FREE, OURS, TIMM, TIMM_BRANCH_FREE
 from mmgnv3.benchmark.training import Variant
-from mmgnv3.utils import write_json
+from mmgnv3.utils import count_params, write_json
 from mmgnv3.utils.machine import describe_machine
 
 # Values of a column by network, None where there is none.
@@ -159,8 +159,8 @@ def run_infer(args: argparse.Namespace) -> None:
         for form in (network.model, network.folded):
             if form is not None:
                 form.to(args.device)
-        params = networks.count_params(network.model)
-        folded = network.folded and networks.count_params(network.folded)
+        params = count_params(network.model)
+        folded = network.folded and count_params(network.folded)
         macs = inference.count_macs(network.deployed, image)
         rows.append(
             [

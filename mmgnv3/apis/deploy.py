@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mmengine.structures import BaseDataElement
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mmgnv3.reparam import (
@@ -15,7 +15,7 @@ from mmgnv3.reparam import (
     is_deployed_checkpoint,
     save_deployed,
 )
-from mmgnv3.utils import read_checkpoint
+from mmgnv3.utils import count_params, read_checkpoint
 
 from .checkpoint import load_weights
 from .parts import build_model
@@ -81,7 +81,7 @@ def fold_checkpoint(
     if difference is None:
         raise ValueError(f'{config} describes a network in which there is nothing to fold.')
     save_deployed(folded, out, deployed_meta(weights.get('meta', {})))
-    return FoldReport(_num_params(model), _num_params(folded), difference)
+    return FoldReport(count_params(model), count_params(folded), difference)
 
 
 def _sample_inputs() -> tuple[Tensor, list[BaseDataElement]]:
@@ -95,7 +95,3 @@ def _sample_inputs() -> tuple[Tensor, list[BaseDataElement]]:
     size = tuple(images.shape[-2:])
     sizes = dict.fromkeys(('img_shape', 'pad_shape', 'ori_shape', 'batch_input_shape'), size)
     return images, [BaseDataElement(metainfo=dict(sizes, scale_factor=(1.0, 1.0)))]
-
-
-def _num_params(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

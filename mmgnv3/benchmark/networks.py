@@ -114,11 +114,6 @@ def training_networks(names: Sequence[str] | None = None) -> dict[str, Callable[
     return {name: build for name, build in builders.items() if not names or name in names}
 
 
-def count_params(model: nn.Module) -> int:
-    """Count parameters."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _import_timm() -> tuple:
     try:
         import timm
