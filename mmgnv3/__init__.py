@@ -11,6 +11,7 @@ __version__ = '0.1.0'
 
 # public name -> module that defines it
 _LAZY = {
+    'CheckedRunner': 'mmgnv3.engine.runners',
     'CheckpointHook': 'mmgnv3.engine.hooks',
     'EMAHook': 'mmgnv3.engine.hooks',
     'ExactResumeHook': 'mmgnv3.engine.hooks',
