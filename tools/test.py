@@ -16,7 +16,11 @@ def main() -> None:
         help='which of them: predictions to a .pkl (default), or metrics to a .json, .yaml or .pkl',
     )
     parser.add_argument('--show', action='store_true', help='show predictions in windows')
-    parser.add_argument('--show-dir', metavar='DIR', help='write pictures of predictions')
+    parser.add_argument(
+        '--show-dir',
+        metavar='DIR',
+        help="write pictures of predictions, to WORK_DIR/TIME/DIR: beside the run's log",
+    )
     parser.add_argument(
         '--wait-time', type=float, default=2.0, help='seconds that a window stays (default: 2)'
     )

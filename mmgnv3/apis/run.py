@@ -5,6 +5,7 @@ config after ``cfg_options``.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from mmgnv3.utils import read_checkpoint, replacing
 from mmgnv3.utils.wrappers import replace_model
 
 from .checkpoint import load_weights
+from .flags import check_amp, check_launcher, check_out
 from .parts import build_model, check_parts
 from .preflight import check_data, iter_datasets
 from .start import read_start
@@ -68,9 +70,6 @@ _HOSTS = dict(
         ),
     ),
 )
-_OUT_SUFFIXES = dict(
-    pred=('.pkl', '.pickle'), metrics=('.json', '.yaml', '.yml', '.pkl', '.pickle')
-)
 
 
 def train(
@@ -113,10 +112,7 @@ def train(
     if no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if amp:
-        if get_device() == 'cpu':
-            raise ValueError(
-                '--amp needs a GPU: on a CPU, training in mixed precision is not done.'
-            )
+        check_amp()
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if auto_scale_lr:
@@ -181,7 +177,7 @@ def test(
         ValueError: If one of them is corrupt, the checkpoint is another network's, or a flag does
             not go with the config.
     """
-    _check_out(out, out_item)
+    check_out(out, out_item)
     cfg, host = _load_config(config, work_dir, cfg_options, launcher)
     if not cfg.get('test_dataloader'):
         raise ValueError(f'{config} has no test_dataloader: there is nothing to test on.')
@@ -198,6 +194,7 @@ def test(
     if tta:
         _add_tta(cfg, host)
     if amp:
+        check_amp()
         cfg.test_cfg.fp16 = True
     weights = read_checkpoint(checkpoint)
     cfg.load_from, cfg.resume = checkpoint, False
@@ -225,6 +222,7 @@ def test(
 def _load_config(
     path: str, work_dir: str | None, options: dict[str, Any] | None, launcher: str
 ) -> tuple[Config, _Host]:
+    check_launcher(launcher)
     cfg = read_config(path, options)
     scope = cfg.get('default_scope')
     if scope not in _HOSTS:
@@ -246,13 +244,21 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no config, or none of a network.
+        ValueError: If it is no config, none of a network, or names an environment variable that is
+            set to nothing.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'There is no config {os.path.abspath(path)}.')
     try:
         cfg = Config.fromfile(path)
     except Exception as error:
+        # mmengine says that such a variable is not set.
+        for name in re.findall(r'`(\w+)`', str(error)):
+            if os.environ.get(name) == '':
+                raise ValueError(
+                    f'The environment variable {name}, which {path} reads, is empty: unset it, or '
+                    'let it name a file or folder.'
+                ) from error
         raise ValueError(
             f'{path} is not a valid config: {type(error).__name__}: {error}'
         ) from error
@@ -305,19 +311,6 @@ def _build_runner(cfg: Config) -> Runner:
             ),
         )
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-
-
-def _check_out(out: str | None, item: str | None) -> None:
-    if not out:
-        if item:
-            raise ValueError('--out-item says what to write; --out must say where to.')
-        return
-    item = item or 'pred'
-    if not out.endswith(_OUT_SUFFIXES[item]):
-        raise ValueError(
-            f'--out {out}: {item} are written to a file that ends in '
-            f'{" or ".join(_OUT_SUFFIXES[item])}.'
-        )
 
 
 def _write(metrics: dict[str, float], path: Path) -> None:

@@ -15,6 +15,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import find_latest_checkpoint
 from torch import Tensor, nn
 
+from mmgnv3.reparam import is_deployed_checkpoint
 from mmgnv3.utils import read_checkpoint
 from mmgnv3.weights.public import SCHEME
 
@@ -45,6 +46,11 @@ def read_start(cfg: Config) -> tuple[str, dict[str, Any]] | None:
     if not path:
         return None
     checkpoint = read_checkpoint(path)
+    if cfg.get('resume') and is_deployed_checkpoint(checkpoint):
+        raise ValueError(
+            f'{path} is folded, and a run is resumed from the training form: give the epoch_N.pth '
+            'that it was folded from.'
+        )
     if cfg.get('resume') and not {'meta', 'message_hub'} <= checkpoint.keys():
         raise ValueError(
             f'{path} holds weights without the state of a training run, so nothing can be '

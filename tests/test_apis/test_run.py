@@ -1,8 +1,10 @@
+import functools
+
 import pytest
 import torch
 from mmengine.config import Config
 
-from mmgnv3.apis import run
+from mmgnv3.apis import flags, run
 from mmgnv3.apis.parts import build_model
 from tests.test_apis.tiny import write_classification, write_detection
 
@@ -98,15 +100,25 @@ def test_no_validate(plan, config):
 
 
 def test_amp(plan, config, monkeypatch):
-    monkeypatch.setattr(run, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(flags, 'get_device', lambda: 'cuda')
     wrapper = plan(run.train, config, amp=True).optim_wrapper
     assert (wrapper.type, wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
 
 
-def test_amp_needs_an_accelerator(config, monkeypatch):
-    monkeypatch.setattr(run, 'get_device', lambda: 'cpu')
-    with pytest.raises(ValueError, match='--amp needs a GPU'):
-        run.train(config, amp=True)
+def test_amp_needs_an_accelerator(config, checkpoint, monkeypatch):
+    monkeypatch.setattr(flags, 'get_device', lambda: 'cpu')
+    for call in (run.train, functools.partial(run.test, checkpoint=checkpoint)):
+        with pytest.raises(ValueError, match='--amp needs a GPU'):
+            call(config, amp=True)
+
+
+@pytest.mark.parametrize('launcher', ['pytorch', 'slurm', 'mpi'])
+def test_a_launcher_that_has_not_launched(config, monkeypatch, launcher):
+    for variable in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_LOCAL_RANK'):
+        monkeypatch.delenv(variable, raising=False)
+    message = f'^--launcher {launcher} is for processes that .* is not set'
+    with pytest.raises(ValueError, match=message):
+        run.train(config, launcher=launcher)
 
 
 def test_auto_scale_lr(plan, config):
@@ -156,7 +168,8 @@ def test_load_from_is_checked(plan, config, checkpoint):
         run.train(config, cfg_options=dict(load_from='/gone.pth'))
 
 
-def test_test_flags(plan, config, checkpoint, host):
+def test_test_flags(plan, config, checkpoint, host, monkeypatch):
+    monkeypatch.setattr(flags, 'get_device', lambda: 'cuda')
     cfg = plan(
         run.test, config, checkpoint, amp=True, show=True, show_dir='d', wait_time=0.5, interval=3
     )
@@ -207,6 +220,17 @@ def test_wrong_out(config, checkpoint, options, message):
         run.test(config, checkpoint, **options)
 
 
+@pytest.mark.parametrize('out', ['file/p.pkl', 'file/new/p.pkl', 'folder.pkl', 'locked/new/p.pkl'])
+def test_out_that_cannot_be_written(config, checkpoint, tmp_path, monkeypatch, out):
+    (tmp_path / 'file').touch()
+    for folder in ('folder.pkl', 'locked'):
+        (tmp_path / folder).mkdir()
+    # Whoever runs the tests may be allowed everything.
+    monkeypatch.setattr(flags.os, 'access', lambda path, mode: path.name != 'locked')
+    with pytest.raises(ValueError, match='^--out .*: no file can be written there'):
+        run.test(config, checkpoint, out=str(tmp_path / out))
+
+
 def test_test_without_a_test_set(config, checkpoint):
     with pytest.raises(ValueError, match='no test_dataloader'):
         run.test(config, checkpoint, cfg_options=dict(test_dataloader=None))
@@ -231,6 +255,21 @@ def test_unusable_config(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         run.train(str(path))
+
+
+@pytest.mark.parametrize(('value', 'root'), [('', None), (None, 'data/x'), ('/y', '/y')])
+def test_environment_variables_of_a_config(tmp_path, monkeypatch, value, root):
+    path = tmp_path / 'config.py'
+    path.write_text("root = '{{$OWN_ROOT:data/x}}'\nmodel = dict(type='A')")
+    if value is None:
+        monkeypatch.delenv('OWN_ROOT', raising=False)
+    else:
+        monkeypatch.setenv('OWN_ROOT', value)
+    if root is None:
+        with pytest.raises(ValueError, match='environment variable OWN_ROOT, .* is empty: unset'):
+            run.read_config(str(path))
+    else:
+        assert run.read_config(str(path)).root == root
 
 
 def test_missing_config(tmp_path):

@@ -187,7 +187,7 @@ def test_a_distilled_run_needs_its_teacher_no_more(tmp_path, monkeypatch):
 
 def test_a_folded_network_is_not_resumed(detector, tmp_path):
     config, _, folded = detector
-    with pytest.raises(ValueError, match='nothing can be resumed'):
+    with pytest.raises(ValueError, match=r'folded\.pth is folded, .* give the epoch_N\.pth'):
         run.train(config, work_dir=str(tmp_path / 'work'), resume=folded)
     assert not (tmp_path / 'work').exists()
 
