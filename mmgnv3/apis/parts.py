@@ -1,11 +1,16 @@
 """Building what a config describes, on trial before a runner makes a folder for it."""
 
 import copy
+from collections.abc import Iterator
+from inspect import isclass
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import HOOKS, MODELS
+from mmengine.hooks import EMAHook
+from mmengine.registry import HOOKS, MODELS, Registry
 from torch import nn
+
+from mmgnv3.engine.resume import check_resume
 
 from .start import check_pretrained, check_start
 
@@ -61,16 +66,23 @@ def check_parts(cfg: Config, start: tuple[str, dict[str, Any]] | None = None) ->
             registry.build({k: copy.deepcopy(v) for k, v in hook.items() if k != 'priority'})
             if isinstance(hook, dict)
             else hook
-            for hook in cfg.get('custom_hooks') or []
+            for hook in [*(cfg.get('custom_hooks') or []), *_default_hooks(cfg, registry)]
         ]
     if start is None:
         return
     path, checkpoint = start
     if cfg.get('resume'):
-        for hook in hooks:
-            if hasattr(hook, 'check_resume'):
-                hook.check_resume(checkpoint, model, hooks)
+        check_resume(checkpoint, model, hooks)
     check_start(cfg, model, path, checkpoint)
+
+
+def _default_hooks(cfg: Config, registry: Registry) -> Iterator[dict]:
+    """Those that a resumed run is asked about. Others need a runner's surroundings."""
+    for hook in (cfg.get('default_hooks') or {}).values():
+        kind = hook and hook['type']
+        kind = registry.get(kind) if isinstance(kind, str) else kind
+        if isclass(kind) and (issubclass(kind, EMAHook) or hasattr(kind, 'check_resume')):
+            yield hook
 
 
 def _check_channels(model: dict, channels: Any) -> None:

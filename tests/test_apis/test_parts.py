@@ -6,6 +6,7 @@ from mmengine.config import Config
 
 from mmgnv3.apis import run
 from mmgnv3.apis.parts import build_model, check_parts
+from mmgnv3.utils.distillation import DISTILLATION, describe_distillation
 from tests.test_apis.tiny import write_detection
 from tests.test_engine.runs import EMA, EXACT, write_configs, write_teacher
 
@@ -29,15 +30,15 @@ def cfg(folder):
 def resumed(folder):
     """What a checkpoint of the run has to hold beside its weights."""
     from mmgnv3.engine.hooks import EMAHook
-    from mmgnv3.engine.hooks.exact_resume_hook import describe_distillation
 
     model = build_model(Config.fromfile('distilled.py'))
-    meta = dict(
-        mmgnv3_ema=EMAHook(momentum=0.3).settings,
-        mmgnv3_distillation=describe_distillation(model),
+    return dict(
+        meta=dict(mmgnv3_ema=EMAHook(momentum=0.3).settings),
+        optimizer={},
+        ema_state_dict={},
+        message_hub=dict(runtime_info={DISTILLATION: describe_distillation(model)}),
+        state_dict=model.state_dict(),
     )
-    weights = model.state_dict()
-    return dict(meta=meta, optimizer={}, ema_state_dict={}, message_hub={}, state_dict=weights)
 
 
 def test_a_sound_config_is_left_as_it_is(cfg, resumed):
@@ -108,7 +109,28 @@ def test_resuming_with_another_average(cfg, resumed):
         check_parts(cfg, ('epoch_1.pth', resumed))
 
 
-def test_resuming_with_another_teacher(cfg, resumed, folder):
+def test_resuming_without_the_average_or_the_teacher(cfg, resumed):
+    """Whatever hooks there are."""
+    cfg.custom_hooks = []
+    with pytest.raises(ValueError, match='was averaging its weights, and this one is not'):
+        check_parts(cfg, ('epoch_1.pth', resumed))
+    plain = Config.fromfile('plain.py')
+    plain.update(custom_hooks=[dict(EMA)], resume=True)
+    with pytest.raises(ValueError, match='had a teacher, and this one has none'):
+        check_parts(plain, ('epoch_1.pth', resumed))
+
+
+def test_an_average_among_the_default_hooks(cfg, resumed):
+    cfg.default_hooks.ema = cfg.custom_hooks.pop(0)
+    check_parts(cfg, ('epoch_1.pth', resumed))
+    cfg.default_hooks.ema.momentum = 0.2
+    with pytest.raises(ValueError, match=r'momentum=0\.3 became 0\.2'):
+        check_parts(cfg, ('epoch_1.pth', resumed))
+
+
+@pytest.mark.parametrize('hooks', [[EMA, EXACT], [EMA]], ids=['exact', 'inexact'])
+def test_resuming_with_another_teacher(cfg, resumed, folder, hooks):
+    cfg.custom_hooks = [dict(hook) for hook in hooks]
     write_teacher(folder, seed=1)
     with pytest.raises(ValueError, match=r'teacher\.checkpoint=.* became'):
         check_parts(cfg, ('epoch_1.pth', resumed))

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from mmengine.logging import MessageHub
 from mmpretrain.models import ClsDataPreprocessor, ImageClassifier
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from mmgnv3.models.heads import KDClsHead
 from mmgnv3.registry import MODELS
+from mmgnv3.utils.distillation import DISTILLATION, check_distillation, describe_distillation
 
 from .teacher import Teacher
 from .teacher_config import channel_order
@@ -24,6 +26,11 @@ class KDClassifier(ImageClassifier):
     checkpoint loads into ``ImageClassifier`` with ``StackedLinearClsHead``. For each batch of
     training the teacher is asked once, for the images that the student sees, with all
     augmentations, Mixup and CutMix included. Evaluation neither needs nor builds it.
+
+    The state of a run, in its checkpoints, says what it learns from: the teacher's network, the
+    SHA-256 of its checkpoint, wherever either file lies, the form in which it gets the images, and
+    the loss. A run that is resumed with another distillation ends at its first batch, unless
+    :func:`mmgnv3.engine.resume.check_resume` has refused it before.
 
     Args:
         backbone: Config of the student's backbone.
@@ -94,6 +101,7 @@ class KDClassifier(ImageClassifier):
             )
         self.teacher = Teacher.from_config(teacher, self.head.num_classes)
         self.channel_order = channel_order
+        self._unchecked: dict[str, Any] | None = None
 
     def init_weights(self) -> None:
         """Initialise the student and build the teacher.
@@ -107,6 +115,9 @@ class KDClassifier(ImageClassifier):
         self.check_teacher()
         super().init_weights()
         self._build_teacher()
+        # A run that is resumed replaces this by what stands in its checkpoint.
+        self._unchecked = describe_distillation(self)
+        MessageHub.get_current_instance().update_info(DISTILLATION, self._unchecked)
 
     def check_teacher(self) -> None:
         """Look whether the teacher can be built and asked, without building it.
@@ -128,7 +139,11 @@ class KDClassifier(ImageClassifier):
 
         Returns:
             ``loss_cls`` and ``loss_kd``, see :class:`~mmgnv3.models.losses.KDLoss`.
+
+        Raises:
+            ValueError: If the run was resumed with another distillation.
         """
+        self._check_resumed()
         # The teacher first: its activations are gone before the student's are kept.
         self._build_teacher()
         images = self._undo_normalisation(inputs)
@@ -146,6 +161,11 @@ class KDClassifier(ImageClassifier):
             channel_order=self._channel_order(),
             loss=self.head.loss_module.settings,
         )
+
+    def _check_resumed(self) -> None:
+        own, self._unchecked = self._unchecked, None
+        if own is not None:
+            check_distillation(MessageHub.get_current_instance().get_info(DISTILLATION, own), own)
 
     def _channel_order(self) -> str:
         return channel_order(

@@ -14,8 +14,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 
 from mmgnv3.apis.parts import build_model
-from mmgnv3.engine.hooks import ExactResumeHook
-from mmgnv3.engine.hooks.exact_resume_hook import describe_distillation
+from mmgnv3.utils.distillation import check_distillation, describe_distillation
 from tests.test_engine.runs import (
     EMA,
     EXACT,
@@ -141,15 +140,13 @@ def test_the_same_teacher_elsewhere(folder, saved):
 
 
 def check_resume(saved, options):
-    """Resume a distilled run of one config by another, as far as the hook looks at networks."""
+    """Resume a distilled run of one config by another, as far as networks are looked at."""
     networks = []
     for changes in (saved, options):
         cfg = Config.fromfile('distilled.py')
         cfg.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
         networks.append(build_model(cfg))
-    first, second = networks
-    meta = dict(mmgnv3_distillation=describe_distillation(first))
-    ExactResumeHook().check_resume(dict(optimizer={}, meta=meta), second, [])
+    check_distillation(*map(describe_distillation, networks))
 
 
 @pytest.mark.parametrize(
@@ -194,9 +191,9 @@ def test_another_content_of_the_teacher_s_config(folder):
 
 
 def test_what_is_saved_is_plain(folder, saved):
-    meta = torch.load(saved, weights_only=False)['meta']['mmgnv3_distillation']
-    assert meta['loss.tau'] == 2.0
-    assert {type(value) for value in meta.values()} <= {bool, int, float, str, type(None)}
+    said = load(saved)['message_hub']['runtime_info']['mmgnv3_distillation']
+    assert said['loss.tau'] == 2.0
+    assert {type(value) for value in said.values()} <= {bool, int, float, str, type(None)}
 
 
 def test_without_the_teacher(folder, saved):
@@ -240,8 +237,23 @@ def test_the_middle_of_an_epoch(folder):
 
 
 def test_another_batch_size(folder, saved):
-    message = 'after 4 iterations and 1 epochs, of 8 iterations each: .*another batch size'
+    message = 'exactly: batch_size was 4 and is 2'
     refused(folder, saved, message, train_dataloader__batch_size=2)
+
+
+def test_another_number_of_workers(folder, saved):
+    """Each of them draws its own random numbers."""
+    message = r'exactly: num_workers was 0 and is 1\. Resume as it was'
+    refused(folder, saved, message, train_dataloader__num_workers=1)
+
+
+def test_another_number_of_processes_with_as_many_images_in_all(folder, saved):
+    """An epoch has the same iterations."""
+    checkpoint = load(saved)
+    loading = dict(batch_size=2, num_workers=0, processes=2)
+    checkpoint['message_hub']['runtime_info']['mmgnv3_loading'] = loading
+    torch.save(checkpoint, saved)
+    refused(folder, saved, 'exactly: batch_size was 2 and is 4, processes was 2 and is 1')
 
 
 def test_iteration_based_loop(folder):

@@ -29,11 +29,12 @@ def dumped(folder):
     ('options', 'error', 'message'),
     [
         ({'custom_hooks.0.momentum': 0.2}, ValueError, 'momentum'),
+        ({'custom_hooks': []}, ValueError, 'was averaging its weights, and this one is not'),
         ({'load_from': 'work/epoch_1.pth'}, ValueError, 'SHA-256'),
         ({'load_from': 'half.pth'}, ValueError, 'half.pth cannot be read'),
         ({'load_from': 'gone.pth'}, FileNotFoundError, 'no checkpoint .*gone.pth'),
     ],
-    ids=['another average', 'another teacher', 'half a checkpoint', 'none'],
+    ids=['another average', 'no average', 'another teacher', 'half a checkpoint', 'none'],
 )
 def test_refused_before_the_config_is_overwritten(folder, dumped, options, error, message):
     if message == 'SHA-256':
