@@ -1,10 +1,13 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import mim
 import pytest
 import torch
 from mmengine.config import Config
@@ -121,21 +124,54 @@ def test_recipe_trains_and_is_evaluated_under_mim(tmp_path, imagenet):
 
 
 @pytest.mark.slow
-def test_ordinary_training_runs_under_mim(tmp_path, imagenet):
-    config = CONFIGS / 'ghostnetv3/ghostnetv3-0x5_8xb128-450e_in1k.py'
-    options = ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=4', *IN_PROCESS]
-    arguments = ('--gpus', '0', '--work-dir', 'run', '--cfg-options', *options)
-    output = run_mim(tmp_path, 'train', 'mmpretrain', config, *arguments, IMAGENET_ROOT=imagenet)
-    assert 'Epoch(val) [1][1/1]' in output
-    assert (tmp_path / 'run/epoch_1.pth').is_file()
+def test_every_classifier_trains_under_mim(tmp_path, imagenet, monkeypatch):
+    """A step, an evaluation and the folded file of each, two at a time: most of it is starting."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('IMAGENET_ROOT', str(imagenet))
+    monkeypatch.setenv('CIFAR10_ROOT', str(write_cifar10(tmp_path / 'cifar10')))
+    loader = ('train_dataloader.batch_size=2', 'train_dataloader.dataset.indices=2', *IN_PROCESS)
+
+    def train(config: Path) -> set[str]:
+        options = ['train_cfg.max_epochs=1', 'log_level=ERROR', *loader]
+        if '-kd-' in config.stem:
+            options += ['model.teacher.checkpoint=None', 'model.teacher.random_init=True']
+        # What the command calls: training itself is a process of its own.
+        arguments = ('--work-dir', config.stem, '--cfg-options', *options)
+        mim.train('mmpretrain', str(config), gpus=0, other_args=arguments)
+        written = {path.name for path in Path(config.stem).glob('*.pth')}
+        shutil.rmtree(config.stem)
+        return written
+
+    # What is under _base_ lies deeper.
+    configs = sorted(CONFIGS.glob('*/*.py'))
+    with ThreadPoolExecutor(2) as pool:
+        written = dict(zip(configs, pool.map(train, configs), strict=True))
+    assert written
+    for config, names in written.items():
+        assert names >= {'epoch_1.pth', 'deployed_epoch_1.pth'}, config
 
 
 @pytest.mark.slow
-def test_cifar10_trains_under_mim(tmp_path):
+def test_two_processes_train_under_mim(tmp_path):
+    """Without a GPU, which mmengine's launching and wrapping take for granted."""
     root = write_cifar10(tmp_path / 'cifar10')
-    config = CONFIGS / 'cifar10/ghostnetv3-small-1x0_1xb128-mix-200e_cifar10.py'
+    base = CONFIGS / 'cifar10/ghostnetv3-small-1x0_1xb128-kd-200e_cifar10.py'
+    (tmp_path / 'gloo.py').write_text(
+        "import torch\n\ntorch.distributed.init_process_group('gloo')\n"
+    )
+    (tmp_path / 'two.py').write_text(
+        f"_base_ = '{base}'\n"
+        "custom_imports = dict(imports=['gloo'])\n"
+        'model_wrapper_cfg = dict(device_ids=None)\n'
+        'model = dict(teacher=dict(checkpoint=None, random_init=True))\n'
+    )
     options = ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=10', *IN_PROCESS]
-    arguments = ('--gpus', '0', '--work-dir', 'run', '--cfg-options', *options)
-    output = run_mim(tmp_path, 'train', 'mmpretrain', config, *arguments, CIFAR10_ROOT=root)
-    assert 'accuracy/top1_raw' in output
-    assert (tmp_path / 'run/epoch_1.pth').is_file()
+    arguments = ('--launcher', 'pytorch', '--gpus', '2', '--work-dir', 'run')
+    output = run_mim(
+        *(tmp_path, 'train', 'mmpretrain', 'two.py', *arguments, '--cfg-options', *options),
+        CIFAR10_ROOT=root,
+        PYTHONPATH=tmp_path,
+    )
+    # Of forty pictures, each process takes ten a step.
+    assert 'Epoch(train) [1][2/2]' in output
+    assert {'epoch_1.pth', 'deployed_epoch_1.pth'} <= {p.name for p in (tmp_path / 'run').iterdir()}
