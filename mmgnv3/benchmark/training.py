@@ -13,6 +13,7 @@ from .networks import NUM_CLASSES
 from .timing import measure_interleaved
 
 LEARNING_RATE = 1e-4
+WEIGHT_DECAY = 0.05
 EMA_MOMENTUM = 1e-4
 
 
@@ -89,7 +90,13 @@ class TrainingStep:
             from mmgnv3.engine.fused_ema import FusedEMA
             from mmgnv3.engine.optimizers import Lamb
 
-            self.optimizer = Lamb(self.parameters, lr=LEARNING_RATE, weight_decay=0.05)
+            # A group of every parameter, norms and biases without decay: what mmengine makes of
+            # the recipe's paramwise_cfg, without its line of log about each.
+            groups = [
+                dict(params=[p], weight_decay=WEIGHT_DECAY if p.ndim > 1 else 0.0)
+                for p in self.parameters
+            ]
+            self.optimizer = Lamb(groups, lr=LEARNING_RATE)
             self.average = FusedEMA(model, momentum=EMA_MOMENTUM)
 
     def run_forward(self) -> Tensor:

@@ -7,6 +7,8 @@ from random import Random
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from torch import nn
 
@@ -23,7 +25,8 @@ from mmgnv3.models import GhostNetV3
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 DEVICES = ['cpu', pytest.param('cuda', marks=needs_cuda)]
-TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark.py'
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / 'tools' / 'benchmark.py'
 PAIR = ('--networks', OURS, BRANCH_FREE)
 
 
@@ -111,6 +114,20 @@ def test_train(run, capsys, tmp_path, device):
     assert table['ratio'] == ['float32', 'bf16']
     assert table[f'{OURS} / {BRANCH_FREE}'] == [f'{ratio:.2f}' for ratio in ratios.values()]
     assert out.with_suffix('.png').stat().st_size > 0
+
+
+def test_optimizer_is_that_of_the_recipe():
+    config = Config.fromfile(ROOT / 'configs/_base_/schedules/lamb-cosine-600e_in1k.py')
+    model = build_classifier(GhostNetV3(widen_factor=0.3))
+    step = training.TrainingStep(model, torch.rand(1, 3, 33, 33), training.Variant(), True)
+    recipe = build_optim_wrapper(model, config.optim_wrapper).optimizer
+    assert type(step.optimizer) is type(recipe)
+    groups, expected = (
+        # The learning rate does not change the time of a step.
+        [{**g, 'params': [id(p) for p in g['params']], 'lr': None} for g in each.param_groups]
+        for each in (step.optimizer, recipe)
+    )
+    assert groups == expected
 
 
 def test_memory(run, capsys, tmp_path):
