@@ -1,15 +1,20 @@
 """Writing checkpoints so that a kill at any moment leaves a good one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook as BaseCheckpointHook
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmgnv3.registry import HOOKS
 from mmgnv3.utils import replacing
+
+from .ema_hook import RAW_SUFFIX, EMAHook
 
 _BACKEND = 'mmgnv3.replacing'
 
@@ -38,15 +43,39 @@ class CheckpointHook(BaseCheckpointHook):
     - removes what has become superfluous last.
 
     A kill between the last two steps leaves one checkpoint too many.
+
+    A best checkpoint holds under ``state_dict`` the weights that were best: with
+    ``save_best='accuracy/top1_raw'``, the raw ones of a run with an :class:`EMAHook`, and no
+    average. As every best checkpoint it has no state of the optimizer to resume from.
+
+    Raises:
+        ValueError: If ``save_best`` is no metric of the validation; a checkpoint is saved first.
+            Before training: if it is one of raw weights and nothing evaluates them.
     """
+
+    _saves_raw = False
 
     def before_train(self, runner: Runner) -> None:
         """Prepare the folder as mmengine does, and choose how files are written."""
+        raw = [key for key in self.save_best or () if key.endswith(RAW_SUFFIX)]
+        if raw and not any(_evaluates_both(hook) for hook in runner.hooks):
+            raise ValueError(
+                f'save_best={raw[0]!r} of the checkpoint hook is for raw weights beside an average '
+                "of them. Add dict(type='mmgnv3.EMAHook') to custom_hooks, with evaluate_on_ema "
+                f'and evaluate_on_origin, or take {raw[0].removesuffix(RAW_SUFFIX)!r}.'
+            )
         out_dir = self.out_dir or runner.work_dir
         is_plain = self.backend_args is None and self.file_client_args is None
         if is_plain and type(get_file_backend(out_dir)) is LocalBackend:
             self.backend_args = dict(backend=_BACKEND)
         super().before_train(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Leave nothing but the raw weights, which the EMA hook has put aside, where they won."""
+        if self._saves_raw:
+            raw = checkpoint.pop('ema_state_dict')
+            for name in checkpoint['state_dict']:
+                checkpoint['state_dict'][name] = raw[f'module.{name}']
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         outdated = self._keep(runner, step)
@@ -84,16 +113,48 @@ class CheckpointHook(BaseCheckpointHook):
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
         if not self.save_best:
             return
+        unknown = [key for key in self.key_indicators if key not in metrics and key != 'auto']
+        if unknown:
+            step = runner.epoch if self.by_epoch else runner.iter
+            meta = dict(epoch=runner.epoch, iter=runner.iter)
+            self._save_checkpoint_with_step(runner, step, meta)
+            raise ValueError(
+                f'save_best={unknown[0]!r} of the checkpoint hook is no metric of the validation. '
+                f'They are {", ".join(map(repr, metrics))}. Correct it, and go on from '
+                f'{self.last_ckpt} with --resume.'
+            )
         # mmengine removes the best checkpoint that it knows of before it writes a better one.
         previous = self._best_paths()
         self._set_best_paths(dict.fromkeys(previous))
-        super()._save_best_checkpoint(runner, metrics)
+        with self._each_as_it_was_best(runner):
+            super()._save_best_checkpoint(runner, metrics)
         best = self._best_paths()
         self._set_best_paths({key: best[key] or path for key, path in previous.items()})
         for key, path in previous.items():
             if path and best[key] and path != best[key]:
                 runner.logger.info(f'The previous best checkpoint {path} is removed')
                 self._remove(path)
+
+    @contextmanager
+    def _each_as_it_was_best(self, runner: Runner) -> Iterator[None]:
+        """Note of every file that mmengine writes whether it is a best one of raw weights."""
+        save = runner.save_checkpoint
+        raw = tuple(
+            f'best_{key}_'.replace('/', '_')
+            for key in self.key_indicators
+            if key.endswith(RAW_SUFFIX)
+        )
+
+        def noting(out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+            self._saves_raw = filename.startswith(raw)
+            save(out_dir, filename, *args, **kwargs)
+
+        runner.save_checkpoint = noting
+        try:
+            yield
+        finally:
+            self._saves_raw = False
+            del runner.save_checkpoint
 
     def _best_paths(self) -> dict[str, str | None]:
         if len(self.key_indicators) == 1:
@@ -114,3 +175,7 @@ class CheckpointHook(BaseCheckpointHook):
         elif self.file_backend.isdir(path):
             # DeepSpeed's checkpoints are folders.
             self.file_backend.rmtree(path)
+
+
+def _evaluates_both(hook: Hook) -> bool:
+    return isinstance(hook, EMAHook) and hook.evaluate_on_ema and hook.evaluate_on_origin

@@ -18,7 +18,8 @@ from mmgnv3.utils.wrappers import unwrap_wholly
 
 # Key of a checkpoint's ``meta`` under which the settings of its average stand.
 _META = 'mmgnv3_ema'
-_RAW_SUFFIX = '_raw'
+# Behind the names of metrics of the raw weights, where the average's are beside them.
+RAW_SUFFIX = '_raw'
 
 
 @HOOKS.register_module()
@@ -45,7 +46,9 @@ class EMAHook(BaseEMAHook):
 
     Evaluating both, metrics of the average have their names, and those of the raw weights have
     ``_raw`` behind them: ``accuracy/top1`` and ``accuracy/top1_raw``. Either can be ``save_best``
-    of the checkpoint hook. The file it writes holds both weights, as every checkpoint.
+    of the checkpoint hook. The best checkpoint of the average holds both weights, as every other;
+    the best one of the raw weights, where :class:`CheckpointHook` writes it, holds these alone,
+    as ``state_dict``.
 
     Args:
         momentum: Weight of the newest values, one minus the decay. 0.0001 (a decay of 0.9999) is
@@ -124,9 +127,9 @@ class EMAHook(BaseEMAHook):
         """
         if 'ema_state_dict' not in checkpoint:
             raise ValueError(
-                'The checkpoint has no average of the weights, since it was written without an '
-                'EMAHook. Resume without the hook, or start averaging from its weights with '
-                'load_from.'
+                'The checkpoint has no average of the weights: it is the best one of the raw '
+                'weights, or was written without an EMAHook. Resume the last one of the run, or '
+                'without the hook, or start averaging from its weights with load_from.'
             )
         saved = checkpoint['meta'].get(_META)
         if saved is None:
@@ -244,8 +247,8 @@ class EMAHook(BaseEMAHook):
         self.ema_model.swap(self.src_model)
         for name, value in self._raw_metrics.items():
             if metrics is not None:
-                metrics[name + _RAW_SUFFIX] = value
+                metrics[name + RAW_SUFFIX] = value
             if isinstance(value, int | float | np.number):
                 # mmengine's own hook, which does this, comes earlier.
-                runner.message_hub.update_scalar(f'{split}/{name}{_RAW_SUFFIX}', value)
+                runner.message_hub.update_scalar(f'{split}/{name}{RAW_SUFFIX}', value)
         self._raw_metrics = {}

@@ -3,7 +3,15 @@ from pathlib import Path
 import pytest
 from mmengine.fileio import LocalBackend
 
-from tests.test_engine.runs import Interruption, load, make_runner, mean_score
+from tests.test_engine.runs import (
+    EMA,
+    Interruption,
+    assert_equal_weights,
+    load,
+    make_runner,
+    mean_score,
+    raw_weights,
+)
 
 
 def files(folder):
@@ -112,6 +120,58 @@ def test_several_best_ones(folder, monkeypatch):
     ).train()
     names, _ = files(folder)
     assert names == {'epoch_3.pth', 'best_a_epoch_2.pth', 'best_b_epoch_3.pth'}
+
+
+@pytest.mark.parametrize('names', [['top1_raw'], ['top1', 'top1_raw']], ids=len)
+def test_a_best_checkpoint_has_the_weights_that_were_best(folder, names):
+    make_runner(
+        folder / 'plain.py',
+        'work',
+        custom_hooks=[EMA],
+        train_cfg=dict(max_epochs=1, val_interval=1),
+        default_hooks__checkpoint__save_best=[f'accuracy/{name}' for name in names],
+        default_hooks__checkpoint__published_keys=['meta', 'state_dict'],
+    ).train()
+    last = load('work/epoch_1.pth')
+    weights = dict(top1=last['state_dict'], top1_raw=raw_weights(last))
+    assert not weights['top1']['head.layers.1.fc.bias'].equal(
+        weights['top1_raw']['head.layers.1.fc.bias']
+    )
+    for name in names:
+        path = f'work/best_accuracy_{name}_epoch_1.pth'
+        assert_equal_weights(load(path)['state_dict'], weights[name])
+        assert ('ema_state_dict' in load(path)) == (name == 'top1')
+        (published,) = folder.glob(path.replace('.pth', '-*'))
+        assert_equal_weights(load(published)['state_dict'], weights[name])
+
+
+def test_a_metric_that_does_not_exist(folder):
+    runner = make_runner(
+        folder / 'plain.py',
+        'work',
+        custom_hooks=[EMA],
+        train_cfg__val_interval=1,
+        default_hooks__checkpoint__interval=-1,
+        default_hooks__checkpoint__save_best=['score', 'scroe_raw'],
+        default_hooks__checkpoint__rule='less',
+        **mean_score(),
+    )
+    with pytest.raises(ValueError, match=r"'scroe_raw' .* are 'score', 'score_raw'\. Correct it"):
+        runner.train()
+    assert files(folder) == ({'epoch_1.pth'}, 'epoch_1.pth')
+
+
+@pytest.mark.parametrize('hooks', [[], [dict(EMA, evaluate_on_origin=False)]], ids=len)
+def test_raw_weights_that_nothing_evaluates(folder, hooks):
+    runner = make_runner(
+        folder / 'plain.py',
+        'work',
+        custom_hooks=hooks,
+        default_hooks__checkpoint__save_best='accuracy/top1_raw',
+    )
+    with pytest.raises(ValueError, match='accuracy/top1_raw.*EMAHook'):
+        runner.train()
+    assert runner.iter == 0
 
 
 def test_another_backend_is_left_alone(folder):
