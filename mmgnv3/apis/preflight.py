@@ -18,9 +18,8 @@ _SOURCES = (
     (
         r'(^|/)coco(/|$)|instances_(train|val)2017',
         'COCO 2017 is train2017.zip, val2017.zip and annotations_trainval2017.zip from '
-        'https://cocodataset.org/#download: unpack them into {root}, or link the folder that '
-        'holds them there (ln -s /path/to/coco {root}). `make demo` needs none of it, it trains '
-        'on images that it draws itself.',
+        'https://cocodataset.org/#download: unpack them into {root}{or_link}. `make demo` needs '
+        'none of it, it trains on images that it draws itself.',
     ),
     (
         r'(^|/)imagenet(/|$)',
@@ -88,9 +87,10 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
     checked: list[dict] = []
     class_folders: dict[str, tuple[str, ...]] = {}
     num_classes: dict[str, int | None] = {}
+    places = _places(cfg, splits)
     with DATASETS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
         for split in splits:
-            metrics = _metrics(cfg.get(f'{split}_evaluator'))
+            metrics = dict(_iter_metrics(cfg.get(f'{split}_evaluator'), f'{split}_evaluator'))
             classes: Sequence[str] = ()
             loader = cfg.get(f'{split}_dataloader') or {}
             for entry, config in iter_datasets(
@@ -101,15 +101,15 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
                     continue
                 classes = classes or dataset.metainfo.get('classes') or ()
                 if not getattr(dataset, 'download', False):
-                    _check_paths(dataset, entry)
+                    _check_paths(dataset, entry, places)
                     if _is_coco(dataset):
-                        _check_coco(_coco_arguments(dataset, metrics), checked)
+                        _check_coco(_coco_arguments(dataset, list(metrics.values())), checked)
                     elif _is_image_folder(dataset):
                         _check_image_folder(dataset, class_folders)
                 num_classes[entry] = _count_classes(dataset, class_folders)
-            for metric in metrics:
+            for entry, metric in metrics.items():
                 if metric.get('ann_file'):
-                    _require(metric['ann_file'], f'{split}_evaluator.ann_file', metric)
+                    _require(metric['ann_file'], f'{entry}.ann_file', metric, places)
                     if classes and _is_coco_metric(metric):
                         _check_coco(_metric_arguments(metric, classes), checked)
     if class_folders:
@@ -119,11 +119,29 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
             check_num_classes(cfg.get('model') or {}, number, entry)
 
 
-def _metrics(evaluator: dict | Sequence[dict] | None) -> list[dict]:
-    """Configs of the metrics of an evaluator: one, several, or inside a whole evaluator's."""
-    if isinstance(evaluator, dict):
-        evaluator = evaluator.get('metrics', evaluator)
-    return [evaluator] if isinstance(evaluator, dict) else list(evaluator or [])
+def _iter_metrics(
+    evaluator: dict | Sequence[dict] | None, entry: str
+) -> Iterator[tuple[str, dict]]:
+    """Names and configs of the metrics of an evaluator: one, several, or inside a whole one's."""
+    if isinstance(evaluator, dict) and 'metrics' in evaluator:
+        yield from _iter_metrics(evaluator['metrics'], f'{entry}.metrics')
+    elif isinstance(evaluator, dict):
+        yield entry, evaluator
+    else:
+        for index, metric in enumerate(evaluator or []):
+            yield f'{entry}.{index}', metric
+
+
+def _places(cfg: Config, splits: Sequence[str]) -> dict[str, str]:
+    """Where a config says that data are: its entries to change if they lie elsewhere."""
+    places = {}
+    for split in splits:
+        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
+        for entry, config in iter_datasets(dataset, f'{split}_dataloader.dataset'):
+            places[f'{entry}.data_root'] = config.get('data_root')
+        for entry, metric in _iter_metrics(cfg.get(f'{split}_evaluator'), f'{split}_evaluator'):
+            places[f'{entry}.ann_file'] = metric.get('ann_file')
+    return {entry: os.path.abspath(path) for entry, path in places.items() if path}
 
 
 def _declare(config: dict, registry: Registry) -> BaseDataset | None:
@@ -145,26 +163,44 @@ def _count_classes(dataset: BaseDataset, folders: dict[str, tuple[str, ...]]) ->
     return None if classes is None else len(classes)
 
 
-def _check_paths(dataset: BaseDataset, entry: str) -> None:
+def _check_paths(dataset: BaseDataset, entry: str, places: dict[str, str]) -> None:
     options = dict(backend_args=getattr(dataset, 'backend_args', None))
     paths = dict(ann_file=dataset.ann_file)
     paths.update((f'data_prefix.{key}', path) for key, path in dataset.data_prefix.items())
+    if dataset.data_root:
+        # It may be a default of the data set's.
+        places = {f'{entry}.data_root': os.path.abspath(dataset.data_root), **places}
     for key, path in paths.items():
         if path:
-            _require(path, f'{entry}.{key}', options, f'{entry}.data_root', dataset.data_root)
+            _require(path, f'{entry}.{key}', options, places, dataset.data_root)
 
 
-def _require(path: str, entry: str, options: dict, root_entry: str = '', root: str = '') -> None:
+def _require(
+    path: str, entry: str, options: dict, places: dict[str, str], root: str | None = None
+) -> None:
     if not _is_local(path, options) or os.path.exists(path):
         return
-    path = os.path.abspath(path)
-    sources = [source for pattern, source in _SOURCES if re.search(pattern, path)]
-    source = f' {sources[0]}' if sources else ''
-    raise FileNotFoundError(
-        f'{path} is missing; the config asks for it in {entry}.'
-        + source.format(root=os.path.abspath(root or os.path.dirname(path)))
-        + f' If the data lie elsewhere: --cfg-options {root_entry if root else entry}=PATH'
-    )
+    full = os.path.abspath(path)
+    message = f'{full} is missing; the config asks for it in {entry}.'
+    if path.startswith('~'):
+        raise FileNotFoundError(
+            f'{message} Nothing turns ~ into your home folder there: write the path in full.'
+        )
+    moved = {entry: ''}
+    if root:
+        root = os.path.abspath(root)
+        moved = {e: p[len(root) :] for e, p in places.items() if f'{p}/'.startswith(f'{root}/')}
+    root = root or os.path.dirname(full)
+    or_link = ''
+    if not os.path.lexists(root):
+        or_link = (
+            ', or link the folder that holds them there '
+            f'(mkdir -p {os.path.dirname(root)} && ln -s /path/to/them {root})'
+        )
+    sources = [source for pattern, source in _SOURCES if re.search(pattern, full)]
+    source = f' {sources[0].format(root=root, or_link=or_link)}' if sources else ''
+    changes = ' '.join(f'{entry}=PATH{rest}' for entry, rest in moved.items())
+    raise FileNotFoundError(f'{message}{source} If the data lie elsewhere: --cfg-options {changes}')
 
 
 def _is_local(path: str, options: dict) -> bool:

@@ -70,6 +70,36 @@ def test_relative_paths_are_named_in_full(detector, tmp_path, monkeypatch):
     assert str(raised.value).endswith('--cfg-options train_dataloader.dataset.data_root=PATH')
 
 
+def test_all_that_has_to_be_changed_is_named(detector, tmp_path):
+    for entry in ('train_dataloader.dataset', 'val_dataloader.dataset'):
+        detector.merge_from_dict({f'{entry}.data_root': str(tmp_path / 'gone')})
+    metric = dict(detector.val_evaluator, ann_file=str(tmp_path / 'gone/annotations/val.json'))
+    detector.val_evaluator = [dict(type='DumpDetResults', out_file_path='x.pkl'), metric]
+    with pytest.raises(FileNotFoundError) as raised:
+        check_data(detector, ('train', 'val'))
+    message, _, changes = str(raised.value).partition(' --cfg-options ')
+    root = tmp_path / 'data'
+    detector.merge_from_dict(dict(c.split('=') for c in changes.replace('PATH', str(root)).split()))
+    assert f'{tmp_path}/gone/annotations/train.json is missing' in message
+    check_data(detector, ('train', 'val'))
+
+
+def test_home_is_not_expanded(detector):
+    detector.train_dataloader.dataset.data_root = '~/coco'
+    with pytest.raises(FileNotFoundError, match='Nothing turns ~ into .* write the path in full'):
+        check_data(detector, SPLITS)
+
+
+def test_a_link_is_proposed_where_one_can_be_made(detector, tmp_path):
+    detector.train_dataloader.dataset.data_root = str(tmp_path / 'new' / 'coco')
+    link = f'mkdir -p {tmp_path}/new && ln -s /path/to/them {tmp_path}/new/coco'
+    with pytest.raises(FileNotFoundError, match=link):
+        check_data(detector, SPLITS)
+    (tmp_path / 'new' / 'coco').mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r'into .*/new/coco\. `make demo`'):
+        check_data(detector, SPLITS)
+
+
 def test_only_the_splits_in_use_are_checked(detector):
     detector.test_dataloader.dataset.ann_file = 'gone.json'
     check_data(detector, ('train', 'val'))
