@@ -78,14 +78,18 @@ def make_input(unit: MultiBranchConv2d, size: tuple[int, int, int] = (3, 7, 5)) 
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
+def make_grad(out: Tensor, mean: float = 0) -> Tensor:
+    """A gradient for an output, of numbers that every type has."""
+    generator = torch.Generator().manual_seed(2)
+    grad = torch.randn(out.shape, generator=generator, dtype=torch.float64) + mean
+    return grad.bfloat16().to(out)
+
+
 def step(unit: nn.Module, x: Tensor, grad_mean: float = 0) -> dict[str, Tensor]:
     """What a training step leaves: output, gradients, running statistics."""
     x = x.detach().clone().requires_grad_()
-    generator = torch.Generator().manual_seed(2)
     out = unit(x)
-    grad = torch.randn(out.shape, generator=generator, dtype=torch.float64) + grad_mean
-    # Numbers that every type has.
-    out.backward(grad.bfloat16().to(out))
+    out.backward(make_grad(out, grad_mean))
     found = dict(output=out.detach(), input=x.grad)
     found.update((f'{name}.grad', p.grad) for name, p in unit.named_parameters())
     found.update(unit.named_buffers())
@@ -324,8 +328,7 @@ def test_half_precision_keeps_moments_in_float32(name, backward_inside):
     with torch.autocast('cpu', torch.bfloat16):
         out = unit(leaf)
         assert out.dtype == torch.bfloat16
-        generator = torch.Generator().manual_seed(2)
-        grad = torch.randn(out.shape, generator=generator, dtype=torch.float64).bfloat16()
+        grad = make_grad(out)
         if backward_inside:
             out.backward(grad)
     if not backward_inside:
@@ -415,8 +418,7 @@ def test_recomputation_gives_the_same_gradients(name):
     expected = step(copy.deepcopy(unit), x)
     leaf = x.clone().requires_grad_()
     out = checkpoint(unit, leaf, use_reentrant=False)
-    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=out.dtype)
-    out.backward(grad)
+    out.backward(make_grad(out))
     torch.testing.assert_close(leaf.grad, expected['input'])
 
 
