@@ -4,12 +4,11 @@ mmengine opens those files last, logs what does not fit, and goes on with random
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.model import PretrainedInit
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import find_latest_checkpoint
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from mmgnv3.reparam import is_deployed_checkpoint
 from mmgnv3.utils import read_checkpoint
+from mmgnv3.utils.pretrained import pretrained_files
 from mmgnv3.weights.public import SCHEME
 
 from .checkpoint import load_partly, load_weights, more, weights_of
@@ -91,31 +91,21 @@ def check_pretrained(model: nn.Module) -> None:
         ValueError: If it is corrupt, or has nothing for the module or what does not fit it. Public
             weights (``ghostnetv3://``) have to have something for all of it.
     """
-    for name, module in model.named_modules():
-        for init in _pretrained(module):
-            path, prefix = init['checkpoint'], init.get('prefix')
-            if '://' in path and not path.startswith(_FETCHED):
-                continue
-            label = f'The checkpoint {path} of {f"model.{name}" if name else "model"}.init_cfg'
-            weights = weights_of(read_checkpoint(path, label))
-            if prefix:
-                weights = _below(prefix, weights, label)
-            if type(module).init_weights.__module__.split('.')[0] in _LOAD_AS_IT_IS:
-                fresh = _check_partly(module, weights, label, whole_backbone=False)
-                if fresh and path.startswith(SCHEME):
-                    raise ValueError(
-                        f'{label} has nothing that fits {fresh[0]} {more(fresh)}. Give the head '
-                        'that it was trained with, or take its backbone alone: model.backbone.'
-                        f"init_cfg=dict(type='Pretrained', checkpoint='{path}', prefix='backbone.')"
-                    )
-                _warn(fresh, label)
-
-
-def _pretrained(module: nn.Module) -> Iterator[dict[str, Any]]:
-    inits = getattr(module, 'init_cfg', None) or []
-    for init in [inits] if isinstance(inits, dict) else inits:
-        if init['type'] in ('Pretrained', PretrainedInit):
-            yield init
+    for module, path, prefix, label in pretrained_files(model):
+        if '://' in path and not path.startswith(_FETCHED):
+            continue
+        weights = weights_of(read_checkpoint(path, label))
+        if prefix:
+            weights = _below(prefix, weights, label)
+        if type(module).init_weights.__module__.split('.')[0] in _LOAD_AS_IT_IS:
+            fresh = _check_partly(module, weights, label, whole_backbone=False)
+            if fresh and path.startswith(SCHEME):
+                raise ValueError(
+                    f'{label} has nothing that fits {fresh[0]} {more(fresh)}. Give the head '
+                    'that it was trained with, or take its backbone alone: model.backbone.'
+                    f"init_cfg=dict(type='Pretrained', checkpoint='{path}', prefix='backbone.')"
+                )
+            _warn(fresh, label)
 
 
 def _below(prefix: str, weights: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:

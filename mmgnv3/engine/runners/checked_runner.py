@@ -1,10 +1,13 @@
 """Runs that ask before they touch what an earlier one left."""
 
 from mmengine.runner import Runner, find_latest_checkpoint
+from torch import nn
 
 from mmgnv3.engine.resume import check_resume
 from mmgnv3.registry import RUNNERS
 from mmgnv3.utils import read_checkpoint
+from mmgnv3.utils.pretrained import pretrained_files
+from mmgnv3.utils.wrappers import unwrap
 
 
 @RUNNERS.register_module()
@@ -17,8 +20,9 @@ class CheckedRunner(Runner):
     earlier; this is for the frameworks' own scripts, and therefore for mim.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
-        ValueError: If it cannot be read, or the run would be another one.
+        FileNotFoundError: If there is no such checkpoint, or none of those that parts of the
+            network start from (``init_cfg``).
+        ValueError: If one of them cannot be read, or a resumed run would be another one.
     """
 
     def dump_config(self) -> None:
@@ -27,3 +31,11 @@ class CheckedRunner(Runner):
         if path:
             check_resume(read_checkpoint(path), self.model, self.hooks)
         super().dump_config()
+
+    def train(self) -> nn.Module:
+        """Train, if files that parts of the network start from can be read."""
+        for _, path, _, label in pretrained_files(unwrap(self.model)):
+            # Of a file that was cut off, mmengine raises what does not name it.
+            if '://' not in path:
+                read_checkpoint(path, label)
+        return super().train()

@@ -45,6 +45,17 @@ def test_refused_before_the_config_is_overwritten(folder, dumped, options, error
     assert dumped.read_text() == '# as it was'
 
 
+@pytest.mark.parametrize('name', ['half.pth', 'gone.pth'])
+def test_a_backbone_to_start_from_is_named(folder, name):
+    teacher = (folder / 'teacher.pth').read_bytes()
+    (folder / 'half.pth').write_bytes(teacher[: len(teacher) // 2])
+    init_cfg = dict(type='Pretrained', checkpoint=name)
+    runner = make_runner(folder, **{'model.backbone.init_cfg': init_cfg})
+    message = rf'The checkpoint {name} of model\.backbone\.init_cfg'
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        runner.train()
+
+
 def test_resumed_as_it_was(folder, dumped):
     make_runner(folder).train()
     assert dumped.read_text() != '# as it was'
