@@ -3,6 +3,7 @@
     python tools/benchmark.py train --threads 2 --rounds 15 --out train.json
     python tools/benchmark.py infer --threads 1 --rounds 40 --batch 1 32
     python tools/benchmark.py memory
+    python tools/benchmark.py units --threads 2
     python tools/benchmark.py train --device cuda --batch 256 --amp --compile --optimizer
 
 Every command prints a Markdown table and, below it, the ratios that matter, of times in the better
@@ -11,20 +12,17 @@ beside it. All networks take their turn in every round.
 """
 
 import argparse
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-# Networks allocate and free large maps all the time; small pages cost a tenth of a step.
-os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
-
 import torch
 
 from mmgnv3.apis.cli import plain_errors
-from mmgnv3.benchmark import inference, networks, report, training
+from mmgnv3.benchmark import inference, networks, report, training, units
 from mmgnv3.benchmark.networks import BRANCH_FREE, OURS, TIMM, TIMM_BRANCH_FREE
 from mmgnv3.benchmark.training import Variant
+from mmgnv3.models import GhostNetV3
 from mmgnv3.utils import count_params, write_json
 from mmgnv3.utils.machine import describe_machine
 
@@ -66,10 +64,14 @@ def parse_args() -> argparse.Namespace:
     memory.set_defaults(run=run_memory)
     memory.add_argument('--batch', type=positive, default=16, help='images a step')
 
+    unit = commands.add_parser('units', help="time of a step's units with branches, by their form")
+    unit.set_defaults(run=run_units)
+    unit.add_argument('--batch', type=positive, default=16, help='images a step')
+
     for command in (train, memory):
         text = 'only these, by their names in the table'
         command.add_argument('--networks', nargs='+', metavar='NAME', help=text)
-    for command, rounds in ((train, 15), (infer, 50), (memory, None)):
+    for command, rounds in ((train, 15), (infer, 50), (memory, None), (unit, 15)):
         command.add_argument('--size', type=positive, default=224, help='pixels a side')
         command.add_argument('--device', type=device, default='cpu', help='cpu, cuda, cuda:1, ...')
         command.add_argument('--threads', type=positive, help="of the CPU; torch's choice if none")
@@ -208,6 +210,30 @@ def run_memory(args: argparse.Namespace) -> None:
     content = [dict(network=name, saved_mib=mib) for name, mib in kept.items()]
     columns = dict(saved=kept)
     save(args, head, columns, 'MiB', content, print_ratios(RATIOS, columns))
+
+
+def run_units(args: argparse.Namespace) -> None:
+    """Measure what units with branches take of a training step."""
+    images = torch.rand(args.batch, 3, args.size, args.size)
+    images = images.to(args.device, memory_format=torch.channels_last)
+    model = GhostNetV3().train().to(args.device, memory_format=torch.channels_last)
+    found = units.measure_units(model, images, args.rounds)
+    columns = {
+        'all branches': {times.form: times.joint for times in found},
+        'branch by branch': {times.form: times.plain for times in found},
+        'one branch': {times.form: times.single for times in found},
+    }
+    for column in columns.values():
+        column['together'] = sum(column.values())
+    numbers = {times.form: str(times.number) for times in found}
+    numbers['together'] = str(sum(times.number for times in found))
+    rows = [
+        [form, number, *(report.format_number(column[form]) for column in columns.values())]
+        for form, number in numbers.items()
+    ]
+    head = f'units with branches in a training step of {OURS}, channels_last, batch {args.batch}'
+    print_table(args, head, ['form', 'units', *(f'{name}, ms' for name in columns)], rows)
+    save(args, head, columns, 'ms', [asdict(times) for times in found], {})
 
 
 def print_ratios(

@@ -44,7 +44,6 @@ def run(monkeypatch):
 
     def run(*args: str) -> None:
         monkeypatch.setattr(sys, 'argv', [TOOL.name, *args])
-        monkeypatch.setenv('THP_MEM_ALLOC_ENABLE', '1')
         runpy.run_path(str(TOOL), run_name='__main__')
 
     yield run
@@ -137,6 +136,25 @@ def test_memory(run, capsys, tmp_path):
     rows = {row['network']: row['saved_mib'] for row in json.loads(out.read_text())['rows']}
     assert table[OURS] == [f'{rows[OURS]:.0f}']
     assert table[f'{OURS} / {BRANCH_FREE}'] == [f'{rows[OURS] / rows[BRANCH_FREE]:.2f}']
+
+
+def test_units(run, capsys, tmp_path):
+    out = tmp_path / 'units.json'
+    run('units', '--batch', '2', '--size', '64', '--rounds', '1', '--out', str(out))
+    table = read_table(capsys.readouterr().out)
+    assert table['form'] == [
+        'units',
+        *(f'{n}, ms' for n in ('all branches', 'branch by branch', 'one branch')),
+    ]
+    rows = json.loads(out.read_text())['rows']
+    assert {'moments', 'plain depthwise, stride 1'} < {row['form'] for row in rows}
+    # All that have more than one branch: 16 blocks with two ghost modules of two units, the strided
+    # convolutions of four.
+    assert table['together'][0] == str(16 * 2 * 2 + 4) == str(sum(row['number'] for row in rows))
+    for row in rows:
+        assert table[row['form']][0] == str(row['number'])
+        assert min(row['joint'], row['plain'], row['single']) > 0
+    assert out.with_suffix('.png').stat().st_size > 0
 
 
 def test_what_is_saved_is_counted_once():
