@@ -148,6 +148,17 @@ class GhostNetV3(BaseModule):
         super().__init__(init_cfg=init_cfg)
         if not is_real(widen_factor) or widen_factor <= 0:
             raise ValueError(f'widen_factor must be a positive number, got {widen_factor!r}.')
+        flags = dict(
+            with_scale=with_scale,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            deploy=deploy,
+            with_identity=with_identity,
+        )
+        for name, flag in flags.items():
+            # A text such as 'False' would count as true.
+            if flag not in (True, False):
+                raise ValueError(f'{name} must be True or False, got {flag!r}.')
         table = read_arch(arch, self.arch_settings)
         stage_rows = split_into_stages(table['rows'])
         num_stages = len(stage_rows) + 1

@@ -1,6 +1,8 @@
 """The batch norms behind the branches of a unit: building, folding, updating their statistics."""
 
+import importlib
 from collections.abc import Sequence
+from contextlib import suppress
 from inspect import isclass
 from typing import Any
 
@@ -21,7 +23,7 @@ def build_norm(norm_cfg: dict, num_features: int) -> nn.Module:
         num_features: Its channels.
 
     Raises:
-        ValueError: If it is no batch norm of maps, or has no running statistics.
+        ValueError: If it is unknown, is no batch norm of maps, or has no running statistics.
     """
     # Before it is built: others want arguments of their own, or take other inputs than maps.
     norm = build_norm_layer(norm_cfg, num_features)[1] if _is_batch_norm(norm_cfg) else None
@@ -38,8 +40,18 @@ def _is_batch_norm(norm_cfg: Any) -> bool:
     """Whether a config names a batch norm of maps, as a type or by a name that is registered."""
     kind = norm_cfg.get('type') if isinstance(norm_cfg, dict) else None
     if isinstance(kind, str):
+        name = kind
+        if name == 'MMSyncBN':
+            # Registered by mmcv's compiled operators alone.
+            with suppress(ImportError):
+                importlib.import_module('mmcv.ops')
         with MODELS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(kind)
+            kind = registry.get(name)
+        if kind is None:
+            raise ValueError(
+                f'norm_cfg={norm_cfg} names the unknown norm {name!r}. Correct the name, or import '
+                'what registers it by custom_imports.'
+            )
     # mmcv's SyncBatchNorm is no subclass of torch's.
     return isclass(kind) and (
         issubclass(kind, nn.BatchNorm2d | nn.SyncBatchNorm) or kind.__name__ == 'SyncBatchNorm'

@@ -347,6 +347,11 @@ def test_checkpointing_is_left_to_a_compiler():
         (dict(frozen_stages=2.5), 'frozen_stages must be an integer'),
         (dict(frozen_stages=3, out_indices=(2,)), 'frozen_stages'),
         (dict(norm_cfg=dict(type='GN', num_groups=2)), 'cannot be folded'),
+        (dict(with_scale='False'), 'with_scale must be True or False'),
+        (dict(norm_eval='False'), 'norm_eval must be True or False'),
+        (dict(with_cp='x'), 'with_cp must be True or False'),
+        (dict(deploy=None), 'deploy must be True or False'),
+        (dict(with_identity='False'), 'with_identity must be True or False'),
     ],
     ids=str,
 )

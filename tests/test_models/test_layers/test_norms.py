@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 from torch import nn
 
@@ -36,7 +39,6 @@ def test_batch_norms_of_maps_are_built(norm_cfg, kind):
         dict(type='BN1d'),
         dict(type='BN3d'),
         dict(type='BN', track_running_stats=False),
-        dict(type='NoSuchNorm'),
         dict(type=None),
         dict(eps=1e-3),
         'BN',
@@ -46,3 +48,21 @@ def test_batch_norms_of_maps_are_built(norm_cfg, kind):
 def test_what_cannot_be_folded_is_refused(norm_cfg):
     with pytest.raises(ValueError, match="cannot be folded into a convolution.*'BN' or 'SyncBN'"):
         build_norm(norm_cfg, 8)
+
+
+def test_an_unknown_norm_is_called_so():
+    with pytest.raises(ValueError, match="names the unknown norm 'NoSuchNorm'"):
+        build_norm(dict(type='NoSuchNorm'), 8)
+
+
+def test_the_norm_of_mmcv_is_found_where_nothing_has_imported_it():
+    code = """
+import sys
+from torch import distributed
+from mmgnv3.models.layers.norms import build_norm
+assert 'mmcv.ops' not in sys.modules
+distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
+print(type(build_norm(dict(type='MMSyncBN'), 8)))
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert 'SyncBatchNorm' in done.stdout, done.stderr
