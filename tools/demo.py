@@ -12,9 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from mmengine.config import DictAction
-
-from mmgnv3.apis.cli import plain_errors
+from mmgnv3.apis.cli import CfgOptions, plain_errors
 from mmgnv3.datasets import ToyShapes
 
 CONFIG = Path(__file__).parents[1] / 'configs/retinanet-light_ghostnetv3-0x5_1xb4_toyshapes.py'
@@ -31,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--num-val', type=int, default=default.num_val, help='pictures')
     parser.add_argument('--seed', type=int, default=0, help='of weights, order and augmentation')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='changes of the config, as key=value'
+        '--cfg-options', nargs='+', action=CfgOptions, help='changes of the config, as key=value'
     )
     args = parser.parse_args()
     if args.epochs is not None and args.epochs < 1:

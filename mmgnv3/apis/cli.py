@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 
-class _CfgOptions(argparse.Action):
-    """mmengine's ``DictAction``, imported when it is needed."""
+class CfgOptions(argparse.Action):
+    """mmengine's ``DictAction``, imported when it is needed, with a message for what is no pair."""
 
     def __call__(
         self,
@@ -19,6 +19,7 @@ class _CfgOptions(argparse.Action):
         values: Sequence[str],
         option_string: str | None = None,
     ) -> None:
+        """Store the pairs, or end the process with a message."""
         from mmengine.config import DictAction
 
         for value in values:
@@ -33,7 +34,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=_CfgOptions,
+        action=CfgOptions,
         metavar='KEY=VALUE',
         help='change entries of the config: train_dataloader.batch_size=8; lists as key="[a,b]"',
     )

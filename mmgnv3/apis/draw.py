@@ -41,17 +41,24 @@ def draw_checkpoint(
 
     Raises:
         FileNotFoundError: If the config, the checkpoint or the data are missing.
-        ValueError: If one of them is corrupt, they do not belong together, or a number makes no
-            picture.
+        ValueError: If one of them is corrupt, they do not belong together, the config is none of a
+            detector with such a split, or a number makes no picture.
     """
     cfg = read_config(config, cfg_options)
+    scope = cfg.get('default_scope')
+    if scope != 'mmdet':
+        raise ValueError(
+            f'{config} has default_scope={scope!r}, and only detectors of mmdet are drawn.'
+        )
+    if not cfg.get(f'{split}_dataloader'):
+        raise ValueError(f'{config} has no {split}_dataloader: there is nothing to draw.')
     weights = read_checkpoint(checkpoint)
     check_data(cfg, (split,))
     model = build_model(cfg)
     if is_deployed_checkpoint(weights):
         model = fold(model)
     load_weights(model, weights, checkpoint)
-    with DATASETS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
+    with DATASETS.switch_scope_and_registry(scope) as registry:
         dataset = registry.build(cfg[f'{split}_dataloader'].dataset)
     draw_detections(
         model.to(get_device()), dataset, out, num=num, columns=columns, score_thr=score_thr

@@ -139,7 +139,7 @@ def test_resume_of_nothing_starts_anew(plan, config, tmp_path):
 
 def test_resume_of_a_file(plan, config, checkpoint, tmp_path):
     path = str(tmp_path / 'epoch_1.pth')
-    torch.save(dict(torch.load(checkpoint), meta={}, message_hub={}), path)
+    torch.save(dict(torch.load(checkpoint), meta={}, message_hub=dict(runtime_info={})), path)
     cfg = plan(run.train, config, resume=path)
     assert (cfg.resume, cfg.load_from) == (True, path)
     (tmp_path / 'last_checkpoint').write_text(path)

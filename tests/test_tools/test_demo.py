@@ -97,9 +97,10 @@ def test_losses_fall(demo):
         (('--epochs', '0'), '--epochs'),
         (('--num-train', '0'), 'num_train'),
         (('--num-val', '-3'), 'num_val'),
+        (('--cfg-options', 'foo'), "expected KEY=VALUE, got 'foo'"),
     ],
 )
-def test_bad_numbers_end_in_one_line(tmp_path, args, named):
+def test_bad_arguments_end_in_one_line(tmp_path, args, named):
     result = run_demo('--work-dir', tmp_path / 'work', *args)
     assert result.returncode != 0
     assert named in result.stderr.splitlines()[-1]

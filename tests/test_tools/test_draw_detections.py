@@ -42,6 +42,11 @@ def test_draws(trained, tmp_path, monkeypatch):
         (['out.pgn'], r'out\.pgn does not say which kind of picture'),
         (['out.png', '--num', '0'], 'num and columns must be 1 or more'),
         (['out.png', '--cfg-options', 'val_dataloader.dataset.ann_file=gone'], 'gone is missing'),
+        (
+            ['out.png', '--cfg-options', 'default_scope=mmpretrain'],
+            "'mmpretrain', and only detectors",
+        ),
+        (['out.png', '--cfg-options', 'val_dataloader=None'], 'has no val_dataloader'),
         (['trained.pth/out.png'], 'trained.pth.*: (Not a directory|File exists)'),
     ],
 )
