@@ -279,8 +279,7 @@ def test_resume_of_the_average_of_another_hook(folder):
     assert_equal_weights(recorder.average, saved['state_dict'])
 
 
-@pytest.mark.parametrize('config', ['plain.py', 'tta.py'])
-@pytest.mark.parametrize('on_ema', [True, False])
+@pytest.mark.parametrize(('config', 'on_ema'), [('plain.py', False), ('tta.py', True)])
 def test_a_test_that_resumes_takes_the_average(folder, averaged, config, on_ema):
     """As mmpretrain's own script does with the config that a resumed run has written."""
     options = dict(load_from=averaged, **mean_score())

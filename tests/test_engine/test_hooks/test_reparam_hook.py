@@ -195,18 +195,6 @@ def test_a_wrong_fold_is_an_error_in_a_test(folder, trained, monkeypatch, config
         tester.test()
 
 
-def test_test_time_augmentation_takes_the_folded_network(folder, trained, caplog):
-    options = dict(load_from='work/epoch_1.pth', **mean_score())
-    unfolded = make_runner(folder / 'tta.py', 'unfolded', **options).test()['score']
-    spy = Spy()
-    tester = make_runner(folder / 'tta.py', 'test', custom_hooks=[REPARAM, spy], **options)
-    tester.logger.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO)
-    assert tester.test()['score'] == pytest.approx(unfolded, rel=1e-5)
-    assert not spy.norms
-    assert 'The folded network is tested. Its outputs differ' in caplog.text
-
-
 def test_a_network_without_norms_is_tested_as_it_is(folder, caplog):
     tester = make_runner(
         folder / 'plain.py', 'test', custom_hooks=[REPARAM], model__backbone__deploy=True
