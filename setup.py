@@ -1,4 +1,4 @@
-"""The distribution `mmgnv3`: metadata, extras, and what mim looks for in the wheel."""
+"""The distribution `mmgnv3`: metadata, extras, and the configs and tools in the wheel."""
 
 import re
 import shutil
@@ -45,10 +45,12 @@ def long_description() -> str:
 
 
 class BuildWithMim(build_py):
-    """Puts ``configs``, ``tools`` and ``model-index.yml`` into ``mmgnv3/.mim``, mim's place.
+    """Puts ``configs``, ``tools`` and ``model-index.yml`` into ``mmgnv3/.mim``.
 
-    Copies, not links: a wheel cannot hold links. An editable install needs none of it, mim then
-    looks into the checkout.
+    OpenMMLab's packages have them there. openmim finds a config there by its base name; onedl-mim
+    0.5 looks into the first folder of the installed files, ``mmgnv3-X.dist-info`` here, and has to
+    be given the path. Copies, not links: a wheel cannot hold links. An editable install has no such
+    folder, and onedl-mim looks into the checkout.
     """
 
     def run(self) -> None:

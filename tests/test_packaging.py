@@ -10,6 +10,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -89,6 +90,13 @@ def test_wheel_contents(wheel):
     expected |= {'mmgnv3/.mim/model-index.yml', 'mmgnv3/.mim/configs/ghostnetv3/metafile.yml'}
     assert {name for name in names if '.dist-info/' not in name} == expected
     assert any(name.endswith('.dist-info/licenses/LICENSE') for name in names)
+
+
+def test_a_config_is_given_to_mim_by_its_path_in_the_wheel(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    config = Config.fromfile(tmp_path / 'mmgnv3/.mim/configs/retinanet_gnv3.py')
+    assert config.model.backbone.type == 'mmgnv3.GhostNetV3'
 
 
 def test_wheel_of_an_sdist(checkout, wheel, tmp_path):
