@@ -52,6 +52,5 @@ def check_same_run(checkpoint: dict[str, Any], model: nn.Module, hooks: Iterable
             f'weights, and this one is {"" if has else "not "}. Resume with custom_hooks as '
             'they were, or start a new run from its weights with load_from.'
         )
-    check_distillation(
-        checkpoint['message_hub']['runtime_info'].get(DISTILLATION), describe_distillation(model)
-    )
+    noted = checkpoint.get('message_hub', {}).get('runtime_info', {})
+    check_distillation(noted.get(DISTILLATION), describe_distillation(model))

@@ -1,5 +1,7 @@
 """Runs that ask before they touch what an earlier one left."""
 
+import copy
+
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
@@ -26,11 +28,22 @@ class CheckedRunner(Runner):
     """
 
     def dump_config(self) -> None:
-        """Write the config into the work dir, unless the run cannot be resumed with it."""
-        path = self._resume and (self._load_from or find_latest_checkpoint(self.work_dir))
+        """Write the config into the work dir, unless the run cannot be resumed with it.
+
+        What this start resumed is left out: a test with that config would resume its checkpoint
+        instead of loading it, and the weights of a best one have no state to resume.
+        """
+        if not self._resume:
+            super().dump_config()
+            return
+        path = self._load_from or find_latest_checkpoint(self.work_dir)
         if path:
             check_resume(read_checkpoint(path), self.model, self.hooks)
+        cfg = self.cfg
+        self.cfg = copy.deepcopy(cfg)
+        self.cfg.update(resume=False, load_from=None)
         super().dump_config()
+        self.cfg = cfg
 
     def train(self) -> nn.Module:
         """Train, if files that parts of the network start from can be read."""

@@ -56,7 +56,12 @@ def test_a_backbone_to_start_from_is_named(folder, name):
         runner.train()
 
 
-def test_resumed_as_it_was(folder, dumped):
-    make_runner(folder).train()
-    assert dumped.read_text() != '# as it was'
+def test_resumed_as_it_was(folder, dumped, monkeypatch):
+    text = property(lambda cfg: f'resume, load_from = {cfg.resume}, {cfg.load_from!r}')
+    monkeypatch.setattr(Config, 'pretty_text', text)
+    runner = make_runner(folder, load_from='work/epoch_1.pth')
+    runner.train()
+    # A test with the written config must load what it is given, and resume nothing.
+    assert dumped.read_text() == 'resume, load_from = False, None'
+    assert (runner.cfg.resume, runner.cfg.load_from) == (True, 'work/epoch_1.pth')
     assert load('work/epoch_3.pth')['meta']['epoch'] == 3
