@@ -39,8 +39,7 @@ def check_launcher(launcher: str) -> None:
     if variable and variable not in os.environ:
         raise ValueError(
             f'--launcher {launcher} is for processes that {starter} has started, and {variable} is '
-            f'not set. Put `{starter} ...` before the command, or leave the flag out for a single '
-            'process.'
+            f'not set. Start them by {starter}, or leave the flag out for a single process.'
         )
 
 
