@@ -23,8 +23,9 @@ from mmgnv3.benchmark import inference, networks, report, training, units
 from mmgnv3.benchmark.networks import BRANCH_FREE, OURS, TIMM, TIMM_BRANCH_FREE
 from mmgnv3.benchmark.training import Variant
 from mmgnv3.models import GhostNetV3
-from mmgnv3.utils import count_params, write_json
+from mmgnv3.utils.files import write_json
 from mmgnv3.utils.machine import describe_machine
+from mmgnv3.utils.parameters import count_params
 
 # Values of a column by network, None where there is none.
 Column = Mapping[str, float | None]

@@ -25,7 +25,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     with plain_errors():
-        from mmgnv3.utils import sha256
+        from mmgnv3.utils.files import sha256
         from mmgnv3.weights import convert_file, locate, parse_address
         from mmgnv3.weights.public import SCHEME
 

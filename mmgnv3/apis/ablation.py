@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, DefaultScope
 
-from mmgnv3.utils import replacing, sha256, write_json
+from mmgnv3.utils.files import replacing, sha256, write_json
 from mmgnv3.utils.machine import describe_machine
 from mmgnv3.visualization import draw_ablation
 

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmengine.model import BaseTTAModel
 from torch import Tensor, nn
 
-from mmgnv3.utils.wrappers import unwrap
+from mmgnv3.utils.wrappers import unwrap_wholly
 
 
 def load_weights(
@@ -16,7 +15,7 @@ def load_weights(
 
     Args:
         model: The network, possibly inside a data-parallel or test-time augmentation wrapper.
-        checkpoint: As :func:`mmgnv3.utils.read_checkpoint` returns it.
+        checkpoint: As :func:`mmgnv3.utils.checkpoints.read_checkpoint` returns it.
         path: Where it came from, for the message.
         which: Which weights of a run with an EMA hook: ``'ema'`` (the average) or ``'raw'``. None:
             what stands under ``state_dict``, which is the average where there is one.
@@ -24,9 +23,7 @@ def load_weights(
     Raises:
         ValueError: If the checkpoint belongs to another network, or has no weights to choose from.
     """
-    model = unwrap(model)
-    if isinstance(model, BaseTTAModel):
-        model = unwrap(model.module)
+    model = unwrap_wholly(model)
     missing, unexpected = load_partly(model, weights_of(checkpoint, path, which), path)
     for names, fault in ((missing, 'lacks'), (unexpected, 'has weights that the network lacks:')):
         if names:
@@ -68,7 +65,7 @@ def weights_of(
     """Take the weights out of a checkpoint, without the prefix that data-parallel training leaves.
 
     Args:
-        checkpoint: As :func:`mmgnv3.utils.read_checkpoint` returns it.
+        checkpoint: As :func:`mmgnv3.utils.checkpoints.read_checkpoint` returns it.
         path: Where it came from, for the message.
         which: See :func:`load_weights`.
 

@@ -13,7 +13,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import find_latest_checkpoint
 
 from mmgnv3.datasets import ToyShapes
-from mmgnv3.utils import replacing
+from mmgnv3.utils.files import replacing
 from mmgnv3.visualization import draw_curves
 
 from .deploy import fold_checkpoint

@@ -15,7 +15,8 @@ from mmgnv3.reparam import (
     is_deployed_checkpoint,
     save_deployed,
 )
-from mmgnv3.utils import count_params, read_checkpoint
+from mmgnv3.utils.checkpoints import read_checkpoint
+from mmgnv3.utils.parameters import count_params
 
 from .checkpoint import load_weights
 from .parts import build_model

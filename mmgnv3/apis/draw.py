@@ -7,7 +7,7 @@ from mmengine.device import get_device
 from mmengine.registry import DATASETS
 
 from mmgnv3.reparam import fold, is_deployed_checkpoint
-from mmgnv3.utils import read_checkpoint
+from mmgnv3.utils.checkpoints import read_checkpoint
 from mmgnv3.visualization import draw_detections
 
 from .checkpoint import load_weights

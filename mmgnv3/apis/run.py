@@ -21,7 +21,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmgnv3.reparam import fold, is_deployed_checkpoint
-from mmgnv3.utils import read_checkpoint, replacing
+from mmgnv3.utils.checkpoints import read_checkpoint
+from mmgnv3.utils.files import replacing
 from mmgnv3.utils.wrappers import replace_model
 
 from .checkpoint import load_weights

@@ -15,7 +15,7 @@ from mmengine.runner import find_latest_checkpoint
 from torch import Tensor, nn
 
 from mmgnv3.reparam import is_deployed_checkpoint
-from mmgnv3.utils import read_checkpoint
+from mmgnv3.utils.checkpoints import read_checkpoint
 from mmgnv3.utils.pretrained import pretrained_files
 from mmgnv3.weights.public import SCHEME
 

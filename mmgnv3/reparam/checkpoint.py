@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import mmgnv3
-from mmgnv3.utils import replacing
+from mmgnv3.utils.files import replacing
 
 # Of the metadata of a checkpoint, what still holds for its deployed form.
 _KEPT_META = ('dataset_meta', 'epoch', 'iter', 'cfg')
@@ -62,7 +62,7 @@ def is_deployed_checkpoint(checkpoint: Any) -> bool:
     """Whether a checkpoint holds a folded network, as :func:`save_deployed` writes it.
 
     Args:
-        checkpoint: Its content, see :func:`mmgnv3.utils.read_checkpoint`.
+        checkpoint: Its content, see :func:`mmgnv3.utils.checkpoints.read_checkpoint`.
 
     Returns:
         False for every other checkpoint.

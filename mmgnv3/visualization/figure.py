@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
-from mmgnv3.utils import replacing
+from mmgnv3.utils.files import replacing
 
 
 def check_picture(path: str | os.PathLike) -> None:

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from mmgnv3.utils import read_checkpoint
+from mmgnv3.utils.checkpoints import read_checkpoint
 
 from .convert import convert_checkpoint
 from .public import SCHEME, locate, what_exists

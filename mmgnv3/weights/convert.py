@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mmgnv3.models import GhostNetV3
-from mmgnv3.utils import read_checkpoint, replacing
+from mmgnv3.utils.checkpoints import read_checkpoint
+from mmgnv3.utils.files import replacing
 
 from .mapping import rename
 

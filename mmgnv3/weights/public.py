@@ -14,7 +14,8 @@ from filelock import FileLock
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
-from mmgnv3.utils import read_checkpoint, replacing, sha256
+from mmgnv3.utils.checkpoints import read_checkpoint
+from mmgnv3.utils.files import replacing, sha256
 
 SCHEME = 'ghostnetv3://'
 # A folder, or its URL, that has the public files: for machines without the internet.

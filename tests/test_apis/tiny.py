@@ -9,6 +9,7 @@ from mmgnv3.datasets import CLASSES, ToyShapes
 
 _DETECTOR = """
 default_scope = 'mmdet'
+randomness = dict(seed=0)
 model = dict(
     type='RetinaNet',
     data_preprocessor=dict(type='DetDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3),
@@ -69,6 +70,7 @@ visualizer = dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBa
 
 _CLASSIFIER = """
 default_scope = 'mmpretrain'
+randomness = dict(seed=0)
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='mmgnv3.GhostNetV3', widen_factor=0.5),

@@ -14,7 +14,7 @@ import torch
 from mmgnv3.apis import ablation
 from mmgnv3.apis.ablation import run_ablation
 from mmgnv3.apis.ablation_results import CELLS, Result, Settings, format_table
-from mmgnv3.utils import sha256
+from mmgnv3.utils.files import sha256
 from tests.image_folders import write_cifar10
 
 ROOT = Path(__file__).parents[2]

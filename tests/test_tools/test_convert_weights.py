@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmgnv3.utils import sha256
+from mmgnv3.utils.files import sha256
 from mmgnv3.weights import convert_checkpoint
 from tests.test_weights.foreign import timm_network, weights_of, write_reference_file
 

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 
 from mmgnv3.apis.deploy import fold_checkpoint
 from mmgnv3.reparam import checked_fold, fold, is_deployed_checkpoint
-from mmgnv3.utils import read_checkpoint
+from mmgnv3.utils.checkpoints import read_checkpoint
 from tests.test_apis.tiny import write_classification, write_detection
 from tests.utils import randomize_norms
 

@@ -101,11 +101,12 @@ def test_folded_detector_predicts_the_same(detector, predict):
     ours, theirs = predict(config, checkpoint), predict(config, folded)
     assert len(ours) == 2
     for one, other in zip(ours, theirs, strict=True):
-        assert len(one['pred_instances']['scores']) > 0
-        for key in ('scores', 'bboxes'):
-            torch.testing.assert_close(
-                one['pred_instances'][key], other['pred_instances'][key], rtol=1e-4, atol=1e-4
-            )
+        one, other = one['pred_instances'], other['pred_instances']
+        assert len(one['scores']) > 0
+        torch.testing.assert_close(one['scores'], other['scores'], rtol=1e-4, atol=1e-4)
+        # In any order: rounding decides which of two boxes with nearly one score comes first.
+        distances = (one['bboxes'][:, None] - other['bboxes']).abs().amax(2)
+        assert distances.min(0).values.max() < 1e-3 and distances.min(1).values.max() < 1e-3
 
 
 def test_folded_classifier_predicts_the_same(classifier, predict):

@@ -14,7 +14,7 @@ from mmengine.logging import MessageHub
 from mmengine.optim import OneCycleLR
 from safetensors.torch import save_file
 
-from mmgnv3.utils import read_checkpoint
+from mmgnv3.utils.checkpoints import read_checkpoint
 
 WEIGHTS = {'conv.weight': torch.arange(6.0).view(2, 3)}
 

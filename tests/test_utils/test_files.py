@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from mmgnv3.utils import replacing, sha256, write_json
+from mmgnv3.utils.files import replacing, sha256, write_json
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path):

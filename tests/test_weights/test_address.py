@@ -11,7 +11,8 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from mmpretrain.registry import MODELS
 
-from mmgnv3.utils import read_checkpoint, sha256
+from mmgnv3.utils.checkpoints import read_checkpoint
+from mmgnv3.utils.files import sha256
 from mmgnv3.weights import convert_checkpoint, load_address
 from tests.test_weights.foreign import timm_network, weights_of, write_reference_file
 from tests.utils import classifier_config

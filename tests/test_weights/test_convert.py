@@ -11,7 +11,7 @@ from torch import nn
 from mmgnv3.models import GhostNetV3
 from mmgnv3.models.layers.ghost import GhostModule
 from mmgnv3.reparam import is_deployed_checkpoint
-from mmgnv3.utils import read_checkpoint
+from mmgnv3.utils.checkpoints import read_checkpoint
 from mmgnv3.weights import ConvertedWeights, convert_checkpoint, convert_file
 from tests.test_weights.foreign import FORMS, timm_network, weights_of, write_reference_file
 from tests.utils import classifier_config

@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmgnv3.registry import HOOKS
-from mmgnv3.utils import replacing
+from mmgnv3.utils.files import replacing
 
 from .ema_hook import RAW_SUFFIX, EMAHook
 

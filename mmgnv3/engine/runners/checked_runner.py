@@ -7,7 +7,7 @@ from torch import nn
 
 from mmgnv3.engine.resume import check_resume
 from mmgnv3.registry import RUNNERS
-from mmgnv3.utils import read_checkpoint
+from mmgnv3.utils.checkpoints import read_checkpoint
 from mmgnv3.utils.pretrained import pretrained_files
 from mmgnv3.utils.wrappers import unwrap
 

@@ -14,8 +14,9 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from mmgnv3.utils import read_checkpoint, sha256
 from mmgnv3.utils.arguments import is_integer
+from mmgnv3.utils.checkpoints import read_checkpoint
+from mmgnv3.utils.files import sha256
 
 from .teacher_config import network_config, own_input_size
 
@@ -35,7 +36,7 @@ class Teacher:
         model: Instead of it, the config of the classifier itself, a dict.
         timm: Instead of both, the name of a timm model. It becomes mmpretrain's
             ``TimmClassifier`` (its ``TIMMBackbone`` has no head and therefore no logits).
-        checkpoint: The teacher's weights: what :func:`mmgnv3.utils.read_checkpoint` takes, a file
+        checkpoint: The teacher's weights: what :func:`mmgnv3.utils.checkpoints.read_checkpoint` takes, a file
             of torch's or of safetensors, a URL or what else mmengine's loader knows.
         random_init: Instead of a checkpoint: the teacher shall have random weights. It teaches
             nothing, so this is for tests and for measuring speed.
