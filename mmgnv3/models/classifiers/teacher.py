@@ -36,8 +36,9 @@ class Teacher:
         model: Instead of it, the config of the classifier itself, a dict.
         timm: Instead of both, the name of a timm model. It becomes mmpretrain's
             ``TimmClassifier`` (its ``TIMMBackbone`` has no head and therefore no logits).
-        checkpoint: The teacher's weights: what :func:`mmgnv3.utils.checkpoints.read_checkpoint` takes, a file
-            of torch's or of safetensors, a URL or what else mmengine's loader knows.
+        checkpoint: The teacher's weights: what
+            :func:`mmgnv3.utils.checkpoints.read_checkpoint` takes, a file of torch's or of
+            safetensors, a URL or what else mmengine's loader knows.
         random_init: Instead of a checkpoint: the teacher shall have random weights. It teaches
             nothing, so this is for tests and for measuring speed.
         data_preprocessor: ``mean``, ``std`` and ``to_rgb`` of the teacher's input, like those of
