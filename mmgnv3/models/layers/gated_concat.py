@@ -26,6 +26,8 @@ def gated_concat(primary: Tensor, cheap: Tensor, gate: Tensor) -> Tensor:
         # The exporter drops writes into parts of a map without a word.
         factors = F.interpolate(gate, size=primary.shape[2:], mode='nearest')
         return torch.cat([primary, cheap], 1) * factors
+    if not torch.is_grad_enabled():
+        return _multiply_parts(_enlarge(gate, primary), primary, cheap)
     return _GatedConcat.apply(primary, cheap, gate)
 
 
