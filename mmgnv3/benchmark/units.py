@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmgnv3.models.layers import MultiBranchConv2d, describe_forms
+from mmgnv3.models.layers import MultiBranchConv2d
+from mmgnv3.models.layers.training_forms import choose_form
 
 from .timing import measure_interleaved
 
@@ -43,13 +44,12 @@ def measure_units(model: nn.Module, images: Tensor, rounds: int) -> list[UnitTim
     Returns:
         Sums by form, the longest first.
     """
-    forms, inputs = describe_forms(model, images), _record_inputs(model, images)
     sums: dict[str, UnitTimes] = {}
-    for name, x in inputs.items():
+    for name, x in _record_inputs(model, images).items():
         unit = model.get_submodule(name)
         if len(unit.norms) == 1:
             continue
-        form = forms[name]
+        form = choose_form(unit, x)
         if unit.groups > 1:
             kind = form if form == 'depthwise' else f'{form} depthwise'
             form = f'{kind}, stride {unit.stride[0]}'

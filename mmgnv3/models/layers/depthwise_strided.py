@@ -276,8 +276,7 @@ def _convolutions_backward(
         part, total = x[here], None
         for i, kernel in enumerate(kernels):
             grad = grad_outs[i][here] if by_phases else None
-            of_grad, of_branch, constant = factors[i]
-            grad = _weighted_sum((grad_out, branches[i]), (of_grad, of_branch), constant, grad)
+            grad = _weighted_sum((grad_out, branches[i]), factors[i, :2], factors[i, 2], grad)
             grad_part, grad_kernel, _ = torch.ops.aten.convolution_backward(
                 grad.permute(0, 3, 1, 2),
                 part.permute(0, 3, 1, 2),
@@ -299,8 +298,7 @@ def _convolutions_backward(
         if needs_x:
             total = total.permute(0, 2, 3, 1)
             if len(factors) > len(kernels):
-                of_grad, of_branch, constant = factors[-1]
-                picked = _weighted_sum((grad_out, branches[-1]), (of_grad, of_branch), constant)
+                picked = _weighted_sum((grad_out, branches[-1]), factors[-1, :2], factors[-1, 2])
                 total[:, :: stride[0], :: stride[1]] += picked
             grad_x[here] = total
     if by_phases:
