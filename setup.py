@@ -78,6 +78,7 @@ setup(
     license='Apache-2.0',
     project_urls={'Paper': 'https://arxiv.org/abs/2404.11202'},
     packages=find_packages(include=['mmgnv3', 'mmgnv3.*']),
+    package_data={'mmgnv3.ops': ['csrc/*']},
     python_requires='>=3.10,<3.13',
     # No OpenMMLab distribution here: OneDL's and upstream's own the same modules, and pulling in
     # one line beside the other breaks both. The extras are the choice between them.

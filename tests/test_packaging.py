@@ -87,6 +87,9 @@ def test_wheel_contents(wheel):
     for folder in ('configs', 'tools'):
         paths = (path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob('*.py'))
         expected |= {f'mmgnv3/.mim/{path}' for path in paths if path != 'tools/setup_env.py'}
+    expected |= {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / 'mmgnv3' / 'ops' / 'csrc').iterdir()
+    }
     expected |= {'mmgnv3/.mim/model-index.yml', 'mmgnv3/.mim/configs/ghostnetv3/metafile.yml'}
     assert {name for name in names if '.dist-info/' not in name} == expected
     assert any(name.endswith('.dist-info/licenses/LICENSE') for name in names)

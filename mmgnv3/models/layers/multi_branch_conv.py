@@ -11,6 +11,7 @@ from torch.nn.modules.utils import _pair
 
 from mmgnv3.utils.arguments import is_integer
 
+from .depthwise_fused import depthwise_fused
 from .depthwise_moments import depthwise_moments
 from .depthwise_strided import depthwise_strided
 from .norms import affine_maps, build_norm, process_group, update_running_statistics
@@ -227,7 +228,10 @@ class MultiBranchConv2d(BaseModule):
             result = stacked_branches(x, kernels, self.stride, *shared)
         else:
             scale = None if self.scale is None else self.scale.conv.weight
-            if self.stride == (1, 1):
+            if form == 'fused':
+                args = (x, kernels, scale, with_identity, self.stride)
+                result = depthwise_fused(*args, *shared[:3])
+            elif self.stride == (1, 1):
                 result = depthwise_moments(x, kernels, scale, with_identity, *shared)
             else:
                 result = depthwise_strided(x, kernels, scale, self.stride, *shared[:3])

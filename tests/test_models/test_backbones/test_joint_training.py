@@ -22,11 +22,17 @@ ARCH = dict(
 )
 
 
-@pytest.fixture(autouse=True)
-def joint_however_small(monkeypatch):
+@pytest.fixture(autouse=True, params=['fused', 'depthwise'])
+def depthwise_form(request, monkeypatch):
+    """How depthwise units are computed, with compiled code or without; joint however small."""
+    if request.param == 'depthwise':
+        monkeypatch.setattr(training_forms, 'can_fuse', lambda x: False)
+    elif not training_forms.can_fuse(torch.empty(1)):
+        pytest.skip('the compiled code needs Linux and a C++ compiler')
     monkeypatch.setattr(training_forms, 'MIN_PIXELS', 2)
     monkeypatch.setattr(training_forms, 'MIN_DEPTHWISE_NUMBERS', 2)
     monkeypatch.setattr(training_forms, 'MIN_DEPTHWISE_NUMBERS_IN_EIGHTS', 2)
+    return request.param
 
 
 def make_pair(**kwargs) -> list[GhostNetV3]:
@@ -38,16 +44,16 @@ def make_pair(**kwargs) -> list[GhostNetV3]:
     return pair
 
 
-def test_pair_differs_in_its_forms():
+def test_pair_differs_in_its_forms(depthwise_form):
     forms = []
     for backbone in make_pair():
         chosen = set()
         for unit in (m for m in backbone.modules() if isinstance(m, MultiBranchConv2d)):
-            x = torch.zeros(2, unit.in_channels, 9, 9)
+            x = torch.zeros(2, unit.in_channels, 9, 9, dtype=torch.float64)
             chosen |= {training_forms.choose_form(unit, x)}
         forms.append(chosen)
     # Units of one branch are plain in both.
-    assert forms == [{'plain', 'moments', 'stacked', 'depthwise'}, {'plain'}]
+    assert forms == [{'plain', 'moments', 'stacked', depthwise_form}, {'plain'}]
 
 
 @pytest.mark.parametrize(

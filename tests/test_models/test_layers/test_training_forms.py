@@ -16,6 +16,7 @@ from mmgnv3.models.layers import (
     MultiBranchConv2d,
     describe_forms,
     set_training_form,
+    training_forms,
     use_training_form,
 )
 from mmgnv3.models.layers.training_forms import choose_form, supported_forms
@@ -58,6 +59,14 @@ UNITS = {
         in_channels=5, out_channels=7, kernel_size=1, stride=2, num_branches=2
     ),
 }
+UNITS |= {
+    name.replace('depthwise', 'fused'): unit
+    for name, unit in UNITS.items()
+    if name.startswith('depthwise')
+}
+# Those of one kind each that are to hold for all kinds; in half precision nothing is fused.
+HALF = ['moments', 'stacked', 'depthwise', 'depthwise-strided']
+JOINT = [*HALF, 'fused', 'fused-strided']
 SIZES = [(3, 7, 5), (1, 6, 6), (2, 1, 1), (4, 1, 4)]
 # Of a channel's mean, in standard deviations: what rounding every output by itself may leave.
 SHIFT = 1e-3
@@ -135,7 +144,7 @@ def test_step_equals_plain_step_in_float32(name):
 
 
 @pytest.mark.parametrize('momentum', [0.1, 0.0, 1.0, None])
-@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'depthwise-strided'])
+@pytest.mark.parametrize('name', JOINT)
 def test_running_statistics_over_several_batches(name, momentum):
     unit = make_unit(name)
     for norm in unit.norms:
@@ -152,7 +161,7 @@ def test_running_statistics_over_several_batches(name, momentum):
 
 
 @pytest.mark.parametrize('norm_cfg', [dict(type='BN', affine=False), dict(type='BN', eps=1e-2)])
-@pytest.mark.parametrize('name', ['moments-identity', 'stacked', 'depthwise', 'depthwise-strided'])
+@pytest.mark.parametrize('name', ['moments-identity', *JOINT[1:]])
 def test_other_norms(name, norm_cfg):
     unit = make_unit(name, norm_cfg=norm_cfg)
     assert choose_form(unit, make_input(unit)) != 'plain'
@@ -160,7 +169,7 @@ def test_other_norms(name, norm_cfg):
 
 
 @pytest.mark.parametrize('frozen', ['norm.weight', 'norm.bias', 'conv.weight', 'norm', ''])
-@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'depthwise-strided'])
+@pytest.mark.parametrize('name', JOINT)
 def test_frozen_parameters(name, frozen):
     unit = make_unit(name)
     for key, parameter in unit.named_parameters():
@@ -169,7 +178,7 @@ def test_frozen_parameters(name, frozen):
     assert_same_step(unit, make_input(unit))
 
 
-@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'depthwise-strided'])
+@pytest.mark.parametrize('name', JOINT)
 def test_input_without_gradient(name):
     unit = make_unit(name)
     plain = copy.deepcopy(unit)
@@ -267,7 +276,7 @@ REPLACEMENTS = [subclass_conv, add_bias, reflect_borders, dilate]
 
 @pytest.mark.parametrize('mode', ['train', 'eval'])
 @pytest.mark.parametrize('change', [prune_branch, normalise_weight, double_output, *REPLACEMENTS])
-@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise'])
+@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'fused'])
 def test_changed_branches_are_called(name, change, mode):
     unit = make_unit(name)
     torch.manual_seed(3)
@@ -309,7 +318,7 @@ def test_one_branch_is_plain():
     assert supported_forms(unit) == ('auto', 'plain')
 
 
-@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'depthwise-strided'])
+@pytest.mark.parametrize('name', JOINT)
 def test_one_value_a_channel_is_refused_as_by_torch(name):
     unit = make_unit(name)
     with pytest.raises(ValueError, match='more than 1 value'):
@@ -317,9 +326,7 @@ def test_one_value_a_channel_is_refused_as_by_torch(name):
 
 
 @pytest.mark.parametrize('backward_inside', [False, True])
-@pytest.mark.parametrize(
-    'name', ['moments', 'stacked', 'moments-identity', 'depthwise', 'depthwise-strided']
-)
+@pytest.mark.parametrize('name', [*HALF, 'moments-identity'])
 def test_half_precision_keeps_moments_in_float32(name, backward_inside):
     unit = make_unit(name).float()
     x = make_input(unit, (4, 12, 12)).float()
@@ -343,7 +350,7 @@ def test_half_precision_keeps_moments_in_float32(name, backward_inside):
     assert_same({k: found[k] for k in variances}, {k: exact[k] for k in variances}, 2e-3)
 
 
-@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'depthwise-strided'])
+@pytest.mark.parametrize('name', HALF)
 def test_half_precision_with_gradients_of_one_sign(name):
     """What the norms take out of them must not leave its rounding behind."""
     unit = make_unit(name)
@@ -359,7 +366,7 @@ def test_half_precision_with_gradients_of_one_sign(name):
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'depthwise-strided'])
+@pytest.mark.parametrize('name', HALF)
 def test_half_precision_in_eval_mode(name, dtype):
     """One folded convolution rounds no worse than the branches do."""
     unit = make_unit(name).float()
@@ -399,7 +406,7 @@ def test_half_precision_statistics_are_those_of_the_map(name, memory_format, dty
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'depthwise-strided'])
+@pytest.mark.parametrize('name', HALF)
 def test_half_precision_does_not_shift_means(name, dtype):
     unit = make_unit(name).float()
     x = (make_input(unit, (8, 24, 24)) + 3).to(dtype)
@@ -411,7 +418,7 @@ def test_half_precision_does_not_shift_means(name, dtype):
     assert error.abs().max() < SHIFT
 
 
-@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'depthwise-strided'])
+@pytest.mark.parametrize('name', JOINT)
 def test_recomputation_gives_the_same_gradients(name):
     unit = make_unit(name)
     x = make_input(unit)
@@ -422,7 +429,7 @@ def test_recomputation_gives_the_same_gradients(name):
     torch.testing.assert_close(leaf.grad, expected['input'])
 
 
-@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'depthwise-strided'])
+@pytest.mark.parametrize('name', JOINT)
 def test_second_derivative_is_refused(name):
     unit = make_unit(name)
     x = make_input(unit).requires_grad_()
@@ -431,7 +438,7 @@ def test_second_derivative_is_refused(name):
         grad.sum().backward()
 
 
-@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'depthwise-strided'])
+@pytest.mark.parametrize('name', JOINT)
 def test_graph_can_be_walked_twice(name):
     unit = make_unit(name)
     x = make_input(unit).requires_grad_()
@@ -440,7 +447,7 @@ def test_graph_can_be_walked_twice(name):
     assert torch.equal(first[0], torch.autograd.grad(loss, x)[0])
 
 
-@pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'depthwise-strided'])
+@pytest.mark.parametrize('name', JOINT)
 def test_activation_in_place_behind_the_unit(name):
     unit = make_unit(name)
     block = nn.Sequential(unit, nn.ReLU(inplace=True))
@@ -485,15 +492,30 @@ def test_choice_by_shape():
         unit = MultiBranchConv2d(inputs, outputs, 1, num_branches=3)
         assert choose_form(unit, x.expand(-1, inputs, -1, -1)) == form
         assert choose_form(unit, x[:2].expand(-1, inputs, -1, -1)) == 'plain'
-    depthwise = MultiBranchConv2d(**UNITS['depthwise'])
+
+
+@pytest.mark.parametrize('is_compiled', [True, False])
+def test_choice_for_depthwise_units(is_compiled, monkeypatch):
+    """Compiled code however small the map; operators where they pay."""
+    monkeypatch.setattr(training_forms, 'can_fuse', lambda x: is_compiled)
+    unit = MultiBranchConv2d(**UNITS['depthwise'])
     for size, memory_format, form in [
         (48, FORMATS[1], 'depthwise'),
         (28, FORMATS[1], 'plain'),
         (28, FORMATS[0], 'depthwise'),
         (14, FORMATS[0], 'plain'),
+        (2, FORMATS[0], 'plain'),
     ]:
         x = torch.zeros(16, 8, size, size).to(memory_format=memory_format)
-        assert choose_form(depthwise, x) == form
+        assert choose_form(unit, x) == ('fused' if is_compiled else form)
+        with torch.autocast('cpu', torch.bfloat16):
+            assert choose_form(unit, x) == form
+        # A mistake, which the convolutions are to report.
+        assert choose_form(unit, x.double()) == form
+    with use_training_form('depthwise'):
+        assert choose_form(unit, x) == 'depthwise'
+    with use_training_form('fused'):
+        assert choose_form(unit, x) == ('fused' if is_compiled else 'plain')
 
 
 def test_form_can_be_set_and_forced():
