@@ -122,11 +122,12 @@ def _must_run_branches(unit: 'MultiBranchConv2d') -> bool:
     Weight norm, pruning and whoever looks at features use hooks; quantisation and adapters put
     something else in the place of a convolution.
     """
-    branches = filter(None, [*unit.branches, unit.scale, unit.identity])
-    return (
-        any(has_hooks(module) for branch in branches for module in branch.modules())
-        or unit.replaced_conv() is not None
-    )
+    modules = [unit.identity] if unit.identity is not None else []
+    for branch in (*unit.branches, unit.scale):
+        if branch is not None:
+            # Whatever holds modules of its own has taken the place of the convolution.
+            modules += (branch, *branch)
+    return any(map(has_hooks, modules)) or unit.replaced_conv() is not None
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -21,12 +21,7 @@
 #include "rows.h"
 #include "sums.h"
 
-// What Python hands over; see mmgnv3/ops/depthwise_branches.py.
-struct Tensor4 {
-  void* data;
-  int64_t image, channel, row, column;
-};
-
+// What Python hands over; see mmgnv3/models/layers/depthwise_fused.py.
 struct Arguments {
   int64_t batch, channels, height, width, out_height, out_width;
   int64_t kernel_size, stride, num_kernels, with_identity, threads;
@@ -53,11 +48,6 @@ struct Arguments {
 };
 
 namespace {
-
-template <typename T>
-Map<T> as_map(const Tensor4& tensor) {
-  return {static_cast<T*>(tensor.data), tensor.image, tensor.channel, tensor.row, tensor.column};
-}
 
 template <typename T, int SIZE, int STRIDE>
 class Unit {
@@ -144,7 +134,7 @@ class Unit {
     return padding_mean(c, static_cast<const T*>(a_.kernels[b]) + c * TAPS);
   }
 
-  // From (C, taps) to (blocks, number of kernels, taps, 16).
+  // From (C, taps) to (blocks, number of kernels, taps, LANES).
   void pack(const T* kernel, T* to, int64_t index, int64_t number) const {
     for (int64_t c = 0; c < a_.channels; ++c)
       for (int64_t t = 0; t < TAPS; ++t)
@@ -154,7 +144,7 @@ class Unit {
   // A number near the mean of every channel: a large mean would take digits from sums.
   void choose_centre() {
     const auto input = as_map<const T>(a_.input);
-    const int64_t images = std::min<int64_t>(a_.batch, LANES);
+    const int64_t images = std::min<int64_t>(a_.batch, 16);
     for (int64_t image = 0; image < images; ++image)
       for (int64_t place = 0; place < 4; ++place) {
         const int64_t row = a_.height * (1 + 2 * (place / 2)) / 4;

@@ -1,4 +1,4 @@
-// Rows of maps as a kernel wants them: in blocks of sixteen channels, centred, with their padding.
+// Rows of maps as a kernel wants them: in blocks of channels, centred, with their padding.
 
 #pragma once
 
@@ -9,17 +9,25 @@
 #include <new>
 #include <type_traits>
 
+// As many channels as one register of the processor holds in single precision: what is wider goes
+// through memory.
+#if defined(__AVX512F__)
 constexpr int64_t LANES = 16;
+#elif defined(__AVX__)
+constexpr int64_t LANES = 8;
+#else
+constexpr int64_t LANES = 4;
+#endif
 
 template <typename T>
 struct Lanes;
 template <>
 struct Lanes<float> {
-  typedef float type __attribute__((vector_size(64), may_alias));
+  typedef float type __attribute__((vector_size(LANES * sizeof(float)), may_alias));
 };
 template <>
 struct Lanes<double> {
-  typedef double type __attribute__((vector_size(128), may_alias));
+  typedef double type __attribute__((vector_size(LANES * sizeof(double)), may_alias));
 };
 template <typename T>
 using Vec = typename Lanes<T>::type;
@@ -62,7 +70,18 @@ struct Map {
   int64_t image, channel, row, column;
 };
 
-// Some blocks of sixteen channels of a map with a number of channels that need not fill the last.
+// The same as Python hands it over.
+struct Tensor4 {
+  void* data;
+  int64_t image, channel, row, column;
+};
+
+template <typename T>
+Map<T> as_map(const Tensor4& tensor) {
+  return {static_cast<T*>(tensor.data), tensor.image, tensor.channel, tensor.row, tensor.column};
+}
+
+// Some blocks of LANES channels of a map whose number of channels need not fill the last one.
 struct Blocks {
   int64_t first, count, channels;
 
@@ -96,7 +115,7 @@ inline void copy_lanes(int64_t number, const T* from, int64_t from_stride, T* to
   piece(std::integral_constant<int, 1>{});
 }
 
-// Copies a row of a map to ``to``, (blocks, pitch, 16) with ``pad`` pixels before the first one,
+// Copies a row of a map to ``to``, (blocks, pitch, LANES) with ``pad`` pixels before the first one,
 // and takes ``centre`` off every channel if there is one.
 template <typename T>
 void read_row(const Map<const T>& map, int64_t image, int64_t row, int64_t width,
@@ -126,7 +145,7 @@ void read_row(const Map<const T>& map, int64_t image, int64_t row, int64_t width
   }
 }
 
-// Copies a row (blocks, width, 16) to a map.
+// Copies a row (blocks, width, LANES) to a map.
 template <typename T>
 void write_row(const T* from, const Map<T>& map, int64_t image, int64_t row, int64_t width,
                const Blocks& blocks) {
@@ -177,7 +196,7 @@ class Window {
       read_row(map_, image_, next_, width_, blocks_, centre_, place(next_ % ROWS, 0), pitch_, pad_);
   }
 
-  // A row of a block, (width + 2 pad, 16).
+  // A row of a block, (width + 2 pad, LANES).
   const T* row(int64_t row, int64_t block) {
     return place(row < 0 || row >= height_ ? ROWS : row % ROWS, block);
   }

@@ -59,7 +59,7 @@ def test_equals_branches(num_branches, with_scale, geometry, size, memory_format
 @pytest.mark.parametrize('channels', [1, 15, 16, 17, 31, 48, 71])
 @pytest.mark.parametrize('geometry', [GEOMETRIES[0], GEOMETRIES[3]])
 def test_channels_and_images_over_threads(geometry, channels, batch, threads):
-    """Blocks of sixteen channels, the last one not full; more threads than images, and fewer."""
+    """Blocks of up to 16 channels, the last one not full; more threads than images, and fewer."""
     kernel_size, stride, with_identity = geometry
     branches = make_branches(
         *((batch, channels, 6, 7), kernel_size, 2, True, with_identity),
@@ -241,7 +241,7 @@ def test_arguments_are_those_of_the_sources():
     from mmgnv3.models.layers.depthwise_fused import _Arguments, _Map
     from mmgnv3.ops.library import SOURCES
 
-    source = (SOURCES / 'depthwise_branches.cpp').read_text()
+    source = ''.join(path.read_text() for path in SOURCES.iterdir())
     for name, structure in (('Tensor4', _Map), ('Arguments', _Arguments)):
         body = source.partition(f'struct {name} {{')[2].partition('};')[0]
         lines = [line.strip() for line in body.splitlines() if line.strip()[:2] != '//']
