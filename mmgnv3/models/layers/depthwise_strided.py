@@ -23,7 +23,12 @@ from torch.nn import functional as F
 
 from .depthwise_branches import depthwise_branches
 from .depthwise_correlation import cached_images, sample_mean, weight_gradient
-from .numerics import MAX_PIXELS_PER_SUM, statistics_dtype, without_autocast
+from .numerics import (
+    MAX_PIXELS_PER_SUM,
+    channel_statistics,
+    statistics_dtype,
+    without_autocast,
+)
 
 
 def depthwise_strided(
@@ -170,15 +175,10 @@ def _statistics(parts: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
     Args:
         parts: For a few images at a time, the maps of the branches, each (B, H, W, C).
     """
-    found = [
-        torch.ops.aten.batch_norm_update_stats(branch.permute(0, 3, 1, 2), None, None, 0.0)
-        for part in parts
-        for branch in part
-    ]
+    found = [channel_statistics(branch.permute(0, 3, 1, 2)) for part in parts for branch in part]
     # Of shape (parts, M, C).
     means, variances = (
-        torch.stack(values).double().unflatten(0, (len(parts), -1))
-        for values in zip(*found, strict=True)
+        torch.stack(values).unflatten(0, (len(parts), -1)) for values in zip(*found, strict=True)
     )
     share = means.new_tensor([len(part[0]) for part in parts])[:, None, None]
     share /= share.sum()

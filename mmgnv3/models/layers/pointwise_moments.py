@@ -109,7 +109,7 @@ class _PointwiseMoments(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_covariance = _merge(grad_variances, weight, weight)
-            grad_mean = torch.einsum('moc,mo->c', weight, -scale * grad_bias)
+            grad_mean = (-scale * grad_bias).flatten() @ weight.flatten(0, 1)
             if ctx.group is not None:
                 grad_covariance, grad_mean = sum_over_ranks((grad_covariance, grad_mean), ctx.group)
             quadratic = grad_covariance * (2 / ctx.count)

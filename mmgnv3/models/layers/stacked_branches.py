@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from .numerics import statistics_dtype, sum_over_ranks, without_autocast
+from .numerics import channel_statistics, statistics_dtype, sum_over_ranks, without_autocast
 from .pointwise_algebra import sum_pixels
 
 
@@ -135,18 +135,12 @@ def _moments(z: Tensor, group: ProcessGroup | None) -> tuple[Tensor | int, Tenso
     count: Tensor | int = z.numel() // z.shape[1]
     if not count:
         # A process that got no image has nothing to add.
-        mean = variance = z.new_zeros(z.shape[1], dtype=statistics_dtype(z))
-    elif torch.compiler.is_compiling():
-        # A compiler makes one pass of this; eager it is ten times slower for channels_last maps.
-        variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
+        mean = variance = z.new_zeros(z.shape[1], dtype=torch.float64)
     else:
-        # Only buffers to update, which are thrown away, make it return float32 for half precision.
-        unused = torch.zeros(z.shape[1], dtype=statistics_dtype(z), device=z.device)
-        mean, variance = torch.batch_norm_update_stats(z, unused, unused.clone(), 0.0)
+        mean, variance = channel_statistics(z)
     if group is None:
         return count, mean, variance
     # The local moments about zero add up, and float64 keeps what then cancels.
-    mean, variance = mean.double(), variance.double()
     local = mean.new_tensor(float(count))
     sums = (local, mean * count, (variance + mean.square()) * count)
     count, total, squares = sum_over_ranks(sums, group)
