@@ -23,6 +23,7 @@ from mmgnv3.benchmark import inference, networks, report, training, units
 from mmgnv3.benchmark.networks import BRANCH_FREE, OURS, TIMM, TIMM_BRANCH_FREE
 from mmgnv3.benchmark.training import Variant
 from mmgnv3.models import GhostNetV3
+from mmgnv3.ops import load_library
 from mmgnv3.utils.files import write_json
 from mmgnv3.utils.machine import describe_machine
 from mmgnv3.utils.parameters import count_params
@@ -269,6 +270,8 @@ def print_table(
 def describe(args: argparse.Namespace) -> str:
     """Name machine and settings."""
     parts = [describe_machine(args.device), f'{args.size} x {args.size} pixels']
+    if args.device.type == 'cpu':
+        parts.append(f'{"with" if load_library() else "without"} compiled operators')
     if hasattr(args, 'rounds'):
         parts.append(f'median of {args.rounds} rounds')
     return '; '.join(parts)
