@@ -45,14 +45,22 @@ def cached(tmp_path):
 
 
 @pytest.mark.slow
-def test_compiles_without_a_warning(tmp_path):
+@pytest.mark.parametrize('march', ['native', 'x86-64-v3', 'x86-64'])
+def test_compiles_without_a_warning(march, tmp_path):
     sources = sorted(library.SOURCES.glob('*.cpp'))
-    command = [library._find_compiler(), *library.FLAGS, '-Wall', '-Wextra', '-Werror']
+    command = [
+        *library._find_compiler(),
+        *library.FLAGS,
+        f'-march={march}',
+        '-Wall',
+        '-Wextra',
+        '-Werror',
+    ]
     subprocess.run([*command, *sources, '-o', str(tmp_path / 'library.so')], check=True)
 
 
 def test_is_compiled_once(load, make_compiler, tmp_path):
-    real = library._find_compiler()
+    real = ' '.join(library._find_compiler())
     make_compiler(f'echo run >> {tmp_path}/log; exec {real} "$@" -O0')
     for _ in range(2):
         loaded = load()
@@ -62,7 +70,7 @@ def test_is_compiled_once(load, make_compiler, tmp_path):
 
 
 def test_other_sources_are_compiled_again(load, make_compiler, monkeypatch, tmp_path):
-    make_compiler(f'exec {library._find_compiler()} "$@" -O0')
+    make_compiler(f'exec {" ".join(library._find_compiler())} "$@" -O0')
     load()
     sources = shutil.copytree(library.SOURCES, tmp_path / 'csrc')
     with open(sources / 'sums.h', 'a') as file:
@@ -79,9 +87,46 @@ def test_failure_is_said_and_leaves_nothing(load, make_compiler, messages, tmp_p
     assert cached(tmp_path) == []
 
 
-def test_file_that_is_no_library(load, make_compiler, tmp_path):
+def test_result_that_is_no_library(load, make_compiler, messages, tmp_path):
     make_compiler('while [ "$1" != -o ]; do shift; done; echo text > "$2"')
     assert load() is None
+    assert 'cannot be compiled or loaded' in messages[-1] and cached(tmp_path) == []
+
+
+def test_damaged_library_is_made_again(load, make_compiler, tmp_path):
+    make_compiler(f'exec {" ".join(library._find_compiler())} "$@" -O0')
+    load()
+    (path,) = cached(tmp_path)
+    path.unlink()
+    path.write_text('text')
+    path.chmod(0o700)
+    assert load().forward_float
+
+
+@pytest.mark.parametrize('place', ['file', 'folder'])
+def test_library_that_others_can_write_is_not_loaded(
+    place, load, make_compiler, messages, tmp_path
+):
+    make_compiler(f'exec {" ".join(library._find_compiler())} "$@" -O0')
+    load()
+    (path,) = cached(tmp_path)
+    for made in (path, path.parent):
+        assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    (path if place == 'file' else path.parent).chmod(0o770)
+    assert load() is None
+    assert 'can be written by' in messages[-1]
+
+
+def test_compiler_that_does_not_exist(load, monkeypatch, messages):
+    monkeypatch.setenv('CXX', 'no-such-compiler -O2')
+    assert load() is None
+    assert 'no compiler no-such-compiler' in messages[-1]
+
+
+def test_messages_in_another_encoding(load, make_compiler, messages):
+    make_compiler("printf '\\377' >&2; exit 1")
+    assert load() is None
+    assert 'failed' in messages[-1]
 
 
 def test_no_compiler(load, monkeypatch, messages):

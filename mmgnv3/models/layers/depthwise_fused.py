@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from mmgnv3.ops import load_library
 
@@ -20,12 +22,32 @@ from .numerics import is_channels_last
 _FUNCTIONS = {torch.float32: 'float', torch.float64: 'double'}
 
 
-def can_fuse(x: Tensor) -> bool:
-    """Whether there is compiled code for a map, here and now."""
+MAX_WIDTH = 4096
+"""Widest map: the sums of a row are taken in its own precision."""
+
+
+def can_fuse(*tensors: Tensor) -> bool:
+    """Whether there is compiled code for some tensors, here and now.
+
+    It takes their addresses, so they must have some: neither subclasses nor what a dispatch mode or
+    a transform of ``torch.func`` stands behind has.
+
+    Args:
+        *tensors: The map of shape (B, C, H, W), and all parameters and buffers that go with it.
+    """
+    x = tensors[0]
     return (
-        x.device.type == 'cpu'
-        and x.dtype in _FUNCTIONS
+        x.dtype in _FUNCTIONS
+        and all(
+            type(tensor) in (Tensor, Parameter)
+            and tensor.device.type == 'cpu'
+            and tensor.dtype == x.dtype
+            for tensor in tensors
+        )
+        and x.shape[-1] <= MAX_WIDTH
         and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and _get_current_dispatch_mode() is None
         and load_library() is not None
     )
 
@@ -46,8 +68,8 @@ def depthwise_fused(
     counted in the order kernels, 1 x 1 branch, identity; M is their number.
 
     Args:
-        x: Input of shape (B, C, H, W) for which :func:`can_fuse` holds, with B * H * W > 0. The
-            output keeps its memory format; both are about as fast.
+        x: Input of shape (B, C, H, W) with B * H * W > 0. The output keeps its memory format; both
+            are about as fast.
         kernels: Kernels of the branches, each of shape (C, 1, k, k) in the type of ``x``: 3 x 3
             with a stride of 1 or 2, or 5 x 5 with a stride of 2. The padding is half of k.
         scale: Kernel of the 1 x 1 branch, shape (C, 1, 1, 1), or None.
@@ -60,7 +82,23 @@ def depthwise_fused(
     Returns:
         Output of shape (B, C, ceil(H / stride), ceil(W / stride)), and the branches' batch means
         and biased variances, both of shape (M, C), in double precision and without gradients.
+
+    Raises:
+        ValueError: If shapes do not fit, or :func:`can_fuse` does not hold for the tensors.
     """
+    kernels = list(kernels)
+    channels, size = x.shape[1], kernels[0].shape[-1]
+    given = [x, *kernels, gammas, betas, *([] if scale is None else [scale])]
+    norms = len(kernels) + (scale is not None) + with_identity
+    shapes = [*[(channels, 1, size, size)] * len(kernels), *[(norms, channels)] * 2]
+    shapes += [] if scale is None else [(channels, 1, 1, 1)]
+    has_code = (size, *stride) in ((3, 1, 1), (3, 2, 2), (5, 2, 2))
+    fits = all(tensor.shape == shape for tensor, shape in zip(given[1:], shapes, strict=True))
+    if not (has_code and fits and x.numel() and can_fuse(*given)):
+        raise ValueError(
+            f'There is no compiled code for these tensors: {[tuple(t.shape) for t in given]}, '
+            f'{[str(t.dtype) for t in given]}, stride {stride}.'
+        )
     return _DepthwiseFused.apply(x, scale, with_identity, stride, gammas, betas, eps, *kernels)
 
 
@@ -68,16 +106,18 @@ class _DepthwiseFused(Function):
     @staticmethod
     def forward(ctx, x, scale, with_identity, stride, gammas, betas, eps, *kernels):
         batch, channels, height, width = x.shape
+        # The device is named always: another one may be the default.
         out = torch.empty(
             (batch, channels, -(-height // stride[0]), -(-width // stride[1])),
             dtype=x.dtype,
+            device=x.device,
             memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format,
         )
-        means = torch.empty(gammas.shape, dtype=torch.float64)
+        means = torch.empty(gammas.shape, dtype=torch.float64, device=x.device)
         variances = torch.empty_like(means)
         centre = x.new_empty(channels)
         # Means, then variances, of the kernels' outputs and of the pixels under their centres.
-        moments = torch.empty(2, len(kernels) + 1, channels, dtype=torch.float64)
+        moments = means.new_empty(2, len(kernels) + 1, channels)
         ctx.settings = with_identity, stride[0], eps
         _call(
             'forward',
@@ -200,19 +240,26 @@ def _call(
         torch.get_num_threads(),
         eps,
     )
-    for key, tensor in maps.items():
-        if tensor is not None:
-            setattr(arguments, key, _Map(tensor.data_ptr(), *tensor.stride()))
     # The copies, if any were needed, have to live until the function returns.
     kept = []
+    for key, tensor in maps.items():
+        if tensor is not None:
+            kept.append(_materialize(tensor))
+            setattr(arguments, key, _Map(kept[-1].data_ptr(), *kept[-1].stride()))
     for key, group in lists.items():
-        group = [tensor.contiguous() for tensor in group]
+        group = [_materialize(tensor).contiguous() for tensor in group]
         setattr(arguments, key, (ctypes.c_void_p * len(group))(*(t.data_ptr() for t in group)))
         kept += group
     for key, tensor in tensors.items():
         if tensor is not None:
-            kept.append(tensor.contiguous())
+            kept.append(_materialize(tensor).contiguous())
             setattr(arguments, key, kept[-1].data_ptr())
     function = getattr(load_library(), f'{name}_{_FUNCTIONS[x.dtype]}')
     if function(ctypes.byref(arguments)):
         raise MemoryError('There is no memory left for the branches of a depthwise unit.')
+
+
+def _materialize(tensor: Tensor) -> Tensor:
+    """The tensor with its values in memory: signs and zeros may be noted beside it only."""
+    tensor = tensor.resolve_neg()
+    return torch.zeros_like(tensor) if tensor._is_zerotensor() else tensor

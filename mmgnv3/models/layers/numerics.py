@@ -16,7 +16,7 @@ what rounding leaves of a variance shows in the fifth digit."""
 MANY_CHANNELS = 96
 """From as many channels on, torch takes their statistics at full speed."""
 
-MANY_PIXELS = 2048
+MIN_SHARED_PIXELS = 2048
 """Fewest pixels that are divided among channels for it."""
 
 
@@ -80,7 +80,7 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         # as many: neighbouring pixels pass for other channels. Not on small maps, where it saves
         # nothing and the parts' means, which are rounded, would differ by more than rounding may.
         while parts * channels < MANY_CHANNELS or parts * channels % 16:
-            if pixels % 2 or pixels < MANY_PIXELS:
+            if pixels % 2 or pixels < MIN_SHARED_PIXELS:
                 break
             parts, pixels = 2 * parts, pixels // 2
         x = x.permute(0, 2, 3, 1).reshape(pixels, parts * channels)

@@ -125,9 +125,15 @@ def _must_run_branches(unit: 'MultiBranchConv2d') -> bool:
     modules = [unit.identity] if unit.identity is not None else []
     for branch in (*unit.branches, unit.scale):
         if branch is not None:
+            if type(branch) is not nn.Sequential:
+                return True
             # Whatever holds modules of its own has taken the place of the convolution.
             modules += (branch, *branch)
-    return any(map(has_hooks, modules)) or unit.replaced_conv() is not None
+    return (
+        nn.modules.module._has_any_global_hook()
+        or any(map(has_hooks, modules))
+        or unit.replaced_conv() is not None
+    )
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -137,14 +143,21 @@ def has_hooks(module: nn.Module) -> bool:
         or module._forward_hooks
         or module._backward_pre_hooks
         or module._backward_hooks
+        # Set on the instance, as those who wrap a module do.
+        or 'forward' in vars(module)
     )
 
 
 def _can_fuse(unit: 'MultiBranchConv2d', x: Tensor) -> bool:
     is_cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
-    branch = unit.branches[0]
-    same_dtype = branch.conv.weight.dtype == branch.norm.running_mean.dtype == x.dtype
-    return same_dtype and not is_cast and process_group(unit.norms) is None and can_fuse(x)
+    if is_cast or x.shape[1] != unit.in_channels or process_group(unit.norms) is not None:
+        return False
+    tensors = [branch.conv.weight for branch in (*unit.branches, unit.scale) if branch is not None]
+    for norm in unit.norms:
+        tensors.append(norm.running_mean)
+        if norm.affine:
+            tensors += (norm.weight, norm.bias)
+    return can_fuse(x, *tensors)
 
 
 def _depthwise_pays(unit: 'MultiBranchConv2d', pixels: int, in_eights: bool) -> bool:

@@ -10,7 +10,7 @@
 
 #include "rows.h"
 
-// Longest sum that is taken in the maps' own precision.
+// So many outputs are summed in the maps' own precision, or those of one row if they are more.
 constexpr int64_t MAX_PIXELS = 256;
 
 // Sums of every channel: short ones in T, long ones in double precision.
@@ -55,7 +55,6 @@ std::unique_ptr<Sums<T>> spread(int64_t threads, int64_t batch, int64_t channels
   const int64_t num_blocks = divide_up(channels, LANES);
   // Whole images if all threads get as many, else parts of their channels.
   const int64_t groups = batch % threads ? std::min(num_blocks, 2 * threads) : 1;
-  const int64_t size = divide_up(num_blocks, groups);
   std::vector<std::unique_ptr<Sums<T>>> sums(threads);
   // No exception may leave a parallel loop.
   bool has_memory = true;
@@ -65,8 +64,8 @@ std::unique_ptr<Sums<T>> spread(int64_t threads, int64_t batch, int64_t channels
     const int64_t begin = groups * batch * thread / threads;
     const int64_t end = groups * batch * (thread + 1) / threads;
     for (int64_t group = begin / batch; group * batch < end; ++group) {
-      const int64_t first = group * size, last = std::min(first + size, num_blocks);
-      if (first >= last) break;
+      const int64_t first = group * num_blocks / groups;
+      const int64_t last = (group + 1) * num_blocks / groups;
       const Blocks blocks{first, last - first, channels};
       auto work = make_work(*sums[thread], blocks);
       const int64_t last_image = std::min(end - group * batch, batch);

@@ -26,7 +26,7 @@ ARCH = dict(
 def depthwise_form(request, monkeypatch):
     """How depthwise units are computed, with compiled code or without; joint however small."""
     if request.param == 'depthwise':
-        monkeypatch.setattr(training_forms, 'can_fuse', lambda x: False)
+        monkeypatch.setattr(training_forms, 'can_fuse', lambda *_: False)
     elif not training_forms.can_fuse(torch.empty(1)):
         pytest.skip('the compiled code needs Linux and a C++ compiler')
     monkeypatch.setattr(training_forms, 'MIN_PIXELS', 2)

@@ -7,9 +7,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmgnv3.models.layers import (
     GhostBottleneck,
@@ -271,11 +273,27 @@ def dilate(branch: nn.Sequential) -> None:
     replace_conv(branch, dilation=2, padding=padding)
 
 
+def patch_forward(branch: nn.Sequential) -> None:
+    forward = branch.conv.forward
+    branch.conv.forward = lambda x: 2 * forward(x)
+
+
+class Branch(nn.Module):
+    def __init__(self, branch: nn.Sequential) -> None:
+        super().__init__()
+        self.conv, self.norm = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x).square())
+
+
 REPLACEMENTS = [subclass_conv, add_bias, reflect_borders, dilate]
 
 
 @pytest.mark.parametrize('mode', ['train', 'eval'])
-@pytest.mark.parametrize('change', [prune_branch, normalise_weight, double_output, *REPLACEMENTS])
+@pytest.mark.parametrize(
+    'change', [prune_branch, normalise_weight, double_output, patch_forward, *REPLACEMENTS]
+)
 @pytest.mark.parametrize('name', ['moments', 'stacked', 'depthwise', 'fused'])
 def test_changed_branches_are_called(name, change, mode):
     unit = make_unit(name)
@@ -288,6 +306,26 @@ def test_changed_branches_are_called(name, change, mode):
         expected = expected if other is None else expected + other(x)
     assert choose_form(unit, x) == 'plain'
     torch.testing.assert_close(unit(x), expected)
+
+
+def test_branch_of_another_kind_is_called():
+    unit = make_unit('fused')
+    unit.branches[1] = Branch(unit.branches[1])
+    x = make_input(unit)
+    assert choose_form(unit, x) == 'plain'
+    expected = sum(branch(x) for branch in (*unit.branches, unit.scale, unit.identity))
+    torch.testing.assert_close(unit(x), expected)
+
+
+def test_hooks_of_all_modules_are_called():
+    unit = make_unit('moments')
+    called = []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, *_: called.append(m))
+    try:
+        unit(make_input(unit))
+    finally:
+        handle.remove()
+    assert all(norm in called for norm in unit.norms)
 
 
 @pytest.mark.parametrize('change', REPLACEMENTS)
@@ -497,7 +535,7 @@ def test_choice_by_shape():
 @pytest.mark.parametrize('is_compiled', [True, False])
 def test_choice_for_depthwise_units(is_compiled, monkeypatch):
     """Compiled code however small the map; operators where they pay."""
-    monkeypatch.setattr(training_forms, 'can_fuse', lambda x: is_compiled)
+    monkeypatch.setattr(training_forms, 'can_fuse', lambda *_: is_compiled)
     unit = MultiBranchConv2d(**UNITS['depthwise'])
     for size, memory_format, form in [
         (48, FORMATS[1], 'depthwise'),
@@ -510,12 +548,90 @@ def test_choice_for_depthwise_units(is_compiled, monkeypatch):
         assert choose_form(unit, x) == ('fused' if is_compiled else form)
         with torch.autocast('cpu', torch.bfloat16):
             assert choose_form(unit, x) == form
-        # A mistake, which the convolutions are to report.
-        assert choose_form(unit, x.double()) == form
     with use_training_form('depthwise'):
         assert choose_form(unit, x) == 'depthwise'
     with use_training_form('fused'):
         assert choose_form(unit, x) == ('fused' if is_compiled else 'plain')
+
+
+@pytest.fixture
+def fused():
+    """A unit that is fused, and an input."""
+    unit = make_unit('fused')
+    x = make_input(unit)
+    if choose_form(unit, x) != 'fused':
+        pytest.skip('the compiled code needs Linux and a C++ compiler')
+    return unit, x
+
+
+@pytest.mark.parametrize('channels', [4, 64])
+def test_wrong_channels_end_in_the_error_of_torch(channels, fused):
+    unit, x = fused
+    with pytest.raises(RuntimeError, match='to have 8 channels'):
+        unit(x[:, :1].expand(-1, channels, -1, -1))
+
+
+def test_mixed_types_end_in_the_error_of_torch(fused):
+    unit, x = fused
+    unit.branches[1].conv.float()
+    with pytest.raises(RuntimeError, match='same dtype|type'):
+        unit(x)
+
+
+def test_mixed_devices_are_not_fused(fused):
+    unit, x = fused
+    assert choose_form(unit.to('meta'), x) != 'fused'
+
+
+def test_default_device_does_not_matter(fused):
+    unit, x = fused
+    expected = step(copy.deepcopy(unit), x)
+    leaf = x.clone().requires_grad_()
+    with torch.device('meta'):
+        out = unit(leaf)
+    out.backward(make_grad(out))
+    assert torch.equal(out, expected['output']) and torch.equal(leaf.grad, expected['input'])
+
+
+def test_tensors_without_addresses_are_not_fused(fused):
+    unit, x = fused
+
+    class Marked(Tensor):
+        pass
+
+    assert choose_form(unit, x.as_subclass(Marked)) != 'fused'
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert choose_form(unit, mode.from_tensor(x)) != 'fused'
+    with FlopCounterMode(display=False) as counter:
+        unit(x)
+    assert counter.get_total_flops()
+    found = []
+    torch.func.vmap(lambda part: found.append(choose_form(unit, part)) or part)(x[None])
+    assert found != ['fused']
+
+
+@pytest.mark.parametrize('place', ['input', 'gradient'])
+def test_signs_that_are_noted_beside_the_values(place, fused):
+    unit, x = fused
+
+    def negative(value: Tensor) -> Tensor:
+        return torch.complex(torch.zeros_like(value), -value).conj().imag
+
+    assert negative(x).is_neg() and torch.equal(negative(x), x)
+    expected = step(copy.deepcopy(unit), x)
+    leaf = (negative(x) if place == 'input' else x.clone()).detach().requires_grad_()
+    out = unit(leaf)
+    grad = make_grad(out)
+    out.backward(negative(grad) if place == 'gradient' else grad)
+    torch.testing.assert_close(leaf.grad, expected['input'])
+
+
+def test_zeros_that_are_noted_beside_the_values(fused):
+    unit, x = fused
+    x.requires_grad_()
+    out = unit(x)
+    (grad,) = torch.autograd.grad(out, x, torch._efficientzerotensor(out.shape, dtype=x.dtype))
+    assert not grad.any()
 
 
 def test_form_can_be_set_and_forced():
