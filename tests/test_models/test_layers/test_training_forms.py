@@ -68,7 +68,12 @@ UNITS |= {
 }
 # Those of one kind each that are to hold for all kinds; in half precision nothing is fused.
 HALF = ['moments', 'stacked', 'depthwise', 'depthwise-strided']
-JOINT = [*HALF, 'fused', 'fused-strided']
+needs_compiler = pytest.mark.skipif(
+    not training_forms.can_fuse(torch.empty(1)),
+    reason='the compiled code needs Linux and a C++ compiler',
+)
+FUSED = [pytest.param(name, marks=needs_compiler) for name in ('fused', 'fused-strided')]
+JOINT = [*HALF, *FUSED]
 SIZES = [(3, 7, 5), (1, 6, 6), (2, 1, 1), (4, 1, 4)]
 # Of a channel's mean, in standard deviations: what rounding every output by itself may leave.
 SHIFT = 1e-3
@@ -560,7 +565,7 @@ def fused():
     unit = make_unit('fused')
     x = make_input(unit)
     if choose_form(unit, x) != 'fused':
-        pytest.skip('the compiled code needs Linux and a C++ compiler')
+        pytest.skip(needs_compiler.kwargs['reason'])
     return unit, x
 
 
