@@ -53,7 +53,7 @@ def load_library() -> ctypes.CDLL | None:
                 return _open(path)
             except OSError:
                 # Not by this machine's compiler or C library, if not damaged: made again below.
-                path.unlink()
+                path.unlink(missing_ok=True)
         compiler = _find_compiler()
         if compiler is None:
             print_log(
