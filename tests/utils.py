@@ -1,11 +1,17 @@
 """Helpers shared by the tests."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmgnv3.models.layers.ghost import make_divisible
+from mmgnv3.ops import load_library
 from mmgnv3.weights.mapping import rename
+
+needs_compiled_ops = pytest.mark.skipif(
+    load_library() is None, reason='the compiled code needs Linux and a C++ compiler'
+)
 
 
 def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:

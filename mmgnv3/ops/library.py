@@ -20,6 +20,8 @@ from pathlib import Path
 
 from mmengine.logging import print_log
 
+from mmgnv3.utils.machine import cpu_info
+
 SOURCES = Path(__file__).with_name('csrc')
 
 # The vectors have the width that this machine's processor has; threads are those of torch.
@@ -86,12 +88,9 @@ def _digest() -> str:
     digest = hashlib.sha256(' '.join(FLAGS).encode())
     for path in sorted(path for path in SOURCES.iterdir() if path.suffix in ('.cpp', '.h')):
         digest.update(path.read_bytes())
-    digest.update(' '.join((platform.machine(), *platform.libc_ver())).encode())
-    # The first processor's; x86 names its instructions in one field and ARM in another.
-    for line in Path('/proc/cpuinfo').read_bytes().splitlines():
-        if line.startswith((b'flags', b'Features')):
-            digest.update(line)
-            break
+    # x86 names its instructions in one field and ARM in another.
+    machine = platform.machine(), *platform.libc_ver(), cpu_info('flags', 'Features')
+    digest.update(' '.join(machine).encode())
     return digest.hexdigest()[:16]
 
 

@@ -20,9 +20,14 @@ def describe_machine(device: str | torch.device = 'cpu') -> str:
 
 def cpu_name() -> str:
     """Name the CPU as Linux knows it."""
+    return cpu_info('model name') or platform.processor() or platform.machine()
+
+
+def cpu_info(*fields: str) -> str:
+    """What Linux says of the first processor in the first of some fields, '' if nothing."""
     try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        lines = Path('/proc/cpuinfo').read_text(errors='replace').splitlines()
     except OSError:
         lines = []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or platform.machine()
+    found = (line.partition(':') for line in lines)
+    return next((value.strip() for name, _, value in found if name.strip() in fields), '')

@@ -1,3 +1,4 @@
+import shlex
 import shutil
 import stat
 import subprocess
@@ -7,9 +8,10 @@ import pytest
 
 from mmgnv3.ops import library
 
+COMPILER = shlex.join(library._find_compiler() or [])
+
 pytestmark = pytest.mark.skipif(
-    sys.platform != 'linux' or library._find_compiler() is None,
-    reason='needs Linux and a C++ compiler',
+    sys.platform != 'linux' or not COMPILER, reason='needs Linux and a C++ compiler'
 )
 
 
@@ -48,20 +50,13 @@ def cached(tmp_path):
 @pytest.mark.parametrize('march', ['native', 'x86-64-v3', 'x86-64'])
 def test_compiles_without_a_warning(march, tmp_path):
     sources = sorted(library.SOURCES.glob('*.cpp'))
-    command = [
-        *library._find_compiler(),
-        *library.FLAGS,
-        f'-march={march}',
-        '-Wall',
-        '-Wextra',
-        '-Werror',
-    ]
-    subprocess.run([*command, *sources, '-o', str(tmp_path / 'library.so')], check=True)
+    flags = [*library.FLAGS, f'-march={march}', '-Wall', '-Wextra', '-Werror']
+    files = [*sources, '-o', tmp_path / 'library.so']
+    subprocess.run([*shlex.split(COMPILER), *flags, *files], check=True)
 
 
 def test_is_compiled_once(load, make_compiler, tmp_path):
-    real = ' '.join(library._find_compiler())
-    make_compiler(f'echo run >> {tmp_path}/log; exec {real} "$@" -O0')
+    make_compiler(f'echo run >> {tmp_path}/log; exec {COMPILER} "$@" -O0')
     for _ in range(2):
         loaded = load()
         assert loaded.forward_float and loaded.backward_double
@@ -70,7 +65,7 @@ def test_is_compiled_once(load, make_compiler, tmp_path):
 
 
 def test_other_sources_are_compiled_again(load, make_compiler, monkeypatch, tmp_path):
-    make_compiler(f'exec {" ".join(library._find_compiler())} "$@" -O0')
+    make_compiler(f'exec {COMPILER} "$@" -O0')
     load()
     sources = shutil.copytree(library.SOURCES, tmp_path / 'csrc')
     with open(sources / 'sums.h', 'a') as file:
@@ -94,7 +89,7 @@ def test_result_that_is_no_library(load, make_compiler, messages, tmp_path):
 
 
 def test_damaged_library_is_made_again(load, make_compiler, tmp_path):
-    make_compiler(f'exec {" ".join(library._find_compiler())} "$@" -O0')
+    make_compiler(f'exec {COMPILER} "$@" -O0')
     load()
     (path,) = cached(tmp_path)
     path.unlink()
@@ -107,7 +102,7 @@ def test_damaged_library_is_made_again(load, make_compiler, tmp_path):
 def test_library_that_others_can_write_is_not_loaded(
     place, load, make_compiler, messages, tmp_path
 ):
-    make_compiler(f'exec {" ".join(library._find_compiler())} "$@" -O0')
+    make_compiler(f'exec {COMPILER} "$@" -O0')
     load()
     (path,) = cached(tmp_path)
     for made in (path, path.parent):

@@ -1,4 +1,4 @@
-"""Depthwise branches with their batch norms in one pass, by compiled code, on CPUs.
+"""Depthwise branches with their batch norms, all together, by compiled code, on CPUs.
 
 Its sources, in ``mmgnv3/ops/csrc``, say how. It computes what :mod:`.depthwise_moments` and
 :mod:`.depthwise_strided` do with PyTorch's operators, for all strides alike, and centres every
@@ -19,8 +19,10 @@ from mmgnv3.ops import load_library
 
 from .numerics import is_channels_last
 
-_FUNCTIONS = {torch.float32: 'float', torch.float64: 'double'}
+# Kernel sizes and strides that there is code for.
+DEPTHWISE_GEOMETRIES = (((3, 3), (1, 1)), ((3, 3), (2, 2)), ((5, 5), (2, 2)))
 
+_FUNCTIONS = {torch.float32: 'float', torch.float64: 'double'}
 
 MAX_WIDTH = 4096
 """Widest map: the sums of a row are taken in its own precision."""
@@ -37,7 +39,8 @@ def can_fuse(*tensors: Tensor) -> bool:
     """
     x = tensors[0]
     return (
-        x.dtype in _FUNCTIONS
+        not torch.compiler.is_compiling()
+        and x.dtype in _FUNCTIONS
         and all(
             type(tensor) in (Tensor, Parameter)
             and tensor.device.type == 'cpu'
@@ -45,7 +48,6 @@ def can_fuse(*tensors: Tensor) -> bool:
             for tensor in tensors
         )
         and x.shape[-1] <= MAX_WIDTH
-        and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and _get_current_dispatch_mode() is None
         and load_library() is not None
@@ -86,15 +88,15 @@ def depthwise_fused(
     Raises:
         ValueError: If shapes do not fit, or :func:`can_fuse` does not hold for the tensors.
     """
-    kernels = list(kernels)
-    channels, size = x.shape[1], kernels[0].shape[-1]
-    given = [x, *kernels, gammas, betas, *([] if scale is None else [scale])]
-    norms = len(kernels) + (scale is not None) + with_identity
-    shapes = [*[(channels, 1, size, size)] * len(kernels), *[(norms, channels)] * 2]
-    shapes += [] if scale is None else [(channels, 1, 1, 1)]
-    has_code = (size, *stride) in ((3, 1, 1), (3, 2, 2), (5, 2, 2))
-    fits = all(tensor.shape == shape for tensor, shape in zip(given[1:], shapes, strict=True))
-    if not (has_code and fits and x.numel() and can_fuse(*given)):
+    channels, size = x.shape[1], tuple(kernels[0].shape[2:])
+    norms = (len(kernels) + (scale is not None) + with_identity, channels)
+    expected = [(kernel, (channels, 1, *size)) for kernel in kernels]
+    expected += [(gammas, norms), (betas, norms)]
+    if scale is not None:
+        expected.append((scale, (channels, 1, 1, 1)))
+    fits = all(tensor.shape == shape for tensor, shape in expected)
+    given = [x, *(tensor for tensor, _ in expected)]
+    if not ((size, stride) in DEPTHWISE_GEOMETRIES and fits and x.numel() and can_fuse(*given)):
         raise ValueError(
             f'There is no compiled code for these tensors: {[tuple(t.shape) for t in given]}, '
             f'{[str(t.dtype) for t in given]}, stride {stride}.'
@@ -236,7 +238,12 @@ def _call(
     out = maps.get('output', maps.get('grad_output'))
     with_identity, stride, eps = settings
     arguments = _Arguments(
-        *(*x.shape, *out.shape[2:], kernels[0].shape[-1], stride, len(kernels), with_identity),
+        *x.shape,
+        *out.shape[2:],
+        kernels[0].shape[-1],
+        stride,
+        len(kernels),
+        with_identity,
         torch.get_num_threads(),
         eps,
     )

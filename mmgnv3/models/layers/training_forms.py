@@ -7,7 +7,7 @@ to rounding; they differ in time and memory.
 - ``folded``: norms in eval mode; one convolution with the folded kernel, trainable all the same.
 - ``moments``: 1 x 1; one convolution, statistics from the mean and covariance of the input.
 - ``stacked``: dense; one convolution with N times the output channels, norms and sum in one pass.
-- ``fused``: depthwise, on CPUs with a compiler; all branches in one pass, of compiled code.
+- ``fused``: depthwise, on CPUs with a compiler; all branches together, by compiled code.
 - ``depthwise``: the same with PyTorch's operators; statistics from a few sums over the input
   (stride 1) or from branches that are not kept (stride 2).
 """
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .depthwise_fused import can_fuse
+from .depthwise_fused import DEPTHWISE_GEOMETRIES, can_fuse
 from .norms import are_alike, process_group
 from .numerics import is_channels_last
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from .multi_branch_conv import MultiBranchConv2d
 
 TRAINING_FORMS = ('auto', 'plain', 'moments', 'stacked', 'fused', 'depthwise')
-
-# Kernel sizes and strides that the depthwise forms are written for.
-DEPTHWISE_GEOMETRIES = (((3, 3), (1, 1)), ((3, 3), (2, 2)), ((5, 5), (2, 2)))
 
 # Below this many output pixels in a batch, the small matrices and the calls cost more than the
 # branches (measured on two CPU cores, 1.0x, batches of 2 to 16).
@@ -90,12 +87,7 @@ def choose_form(unit: 'MultiBranchConv2d', x: Tensor) -> str:
     # One value a channel has no variance: torch's own message says so.
     if pixels < 2:
         return 'plain'
-    supported = supported_forms(unit)
-    if torch.compiler.is_compiling() and torch.is_autocast_enabled(x.device.type):
-        # torch 2.10 cannot trace this one under autocast.
-        supported = tuple(form for form in supported if form != 'moments')
-    if 'fused' in supported and not _can_fuse(unit, x):
-        supported = tuple(form for form in supported if form != 'fused')
+    supported = tuple(form for form in supported_forms(unit) if _is_possible(form, unit, x))
     if asked != 'auto' and asked in supported:
         return asked
     # One call however small the map: cheaper than all else wherever it can be made.
@@ -146,6 +138,14 @@ def has_hooks(module: nn.Module) -> bool:
         # Set on the instance, as those who wrap a module do.
         or 'forward' in vars(module)
     )
+
+
+def _is_possible(form: str, unit: 'MultiBranchConv2d', x: Tensor) -> bool:
+    """Whether a form that a unit's geometry allows can be had for an input, here and now."""
+    if form == 'moments':
+        # torch 2.10 cannot trace this one under autocast.
+        return not (torch.compiler.is_compiling() and torch.is_autocast_enabled(x.device.type))
+    return form != 'fused' or _can_fuse(unit, x)
 
 
 def _can_fuse(unit: 'MultiBranchConv2d', x: Tensor) -> bool:

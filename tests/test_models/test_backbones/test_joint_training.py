@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mmgnv3.models import GhostNetV3
 from mmgnv3.models.layers import MultiBranchConv2d, training_forms
-from tests.utils import randomize_norms
+from tests.utils import needs_compiled_ops, randomize_norms
 
 # Every kind of unit in little: identity of the primary convolution (8 -> 8), 5 x 5 and 3 x 3 of
 # stride 2, gates, squeeze-and-excitation.
@@ -22,13 +22,11 @@ ARCH = dict(
 )
 
 
-@pytest.fixture(autouse=True, params=['fused', 'depthwise'])
+@pytest.fixture(autouse=True, params=[pytest.param('fused', marks=needs_compiled_ops), 'depthwise'])
 def depthwise_form(request, monkeypatch):
     """How depthwise units are computed, with compiled code or without; joint however small."""
     if request.param == 'depthwise':
         monkeypatch.setattr(training_forms, 'can_fuse', lambda *_: False)
-    elif not training_forms.can_fuse(torch.empty(1)):
-        pytest.skip('the compiled code needs Linux and a C++ compiler')
     monkeypatch.setattr(training_forms, 'MIN_PIXELS', 2)
     monkeypatch.setattr(training_forms, 'MIN_DEPTHWISE_NUMBERS', 2)
     monkeypatch.setattr(training_forms, 'MIN_DEPTHWISE_NUMBERS_IN_EIGHTS', 2)

@@ -12,6 +12,7 @@ from tests.test_models.test_layers.depthwise import (
     run_plain,
     to_double,
 )
+from tests.utils import needs_compiled_ops
 
 EPS = 1e-5
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -19,9 +20,7 @@ SIZES = [(1, 1), (1, 2), (2, 1), (1, 7), (5, 1), (2, 2), (3, 3), (7, 8), (12, 9)
 # Kernel size, stride, whether the input is a branch.
 GEOMETRIES = [(3, 1, True), (3, 1, False), (3, 2, False), (5, 2, False)]
 
-pytestmark = pytest.mark.skipif(
-    not can_fuse(torch.empty(1)), reason='the compiled code needs Linux and a C++ compiler'
-)
+pytestmark = needs_compiled_ops
 
 
 @pytest.fixture(params=[1, 2, 3])

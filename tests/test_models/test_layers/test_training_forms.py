@@ -22,7 +22,7 @@ from mmgnv3.models.layers import (
     use_training_form,
 )
 from mmgnv3.models.layers.training_forms import choose_form, supported_forms
-from tests.utils import randomize_norms
+from tests.utils import needs_compiled_ops, randomize_norms
 
 EXPANSION = dict(in_channels=6, out_channels=10, kernel_size=1, num_branches=3)
 PROJECTION = dict(in_channels=20, out_channels=4, kernel_size=1, num_branches=3)
@@ -68,11 +68,7 @@ UNITS |= {
 }
 # Those of one kind each that are to hold for all kinds; in half precision nothing is fused.
 HALF = ['moments', 'stacked', 'depthwise', 'depthwise-strided']
-needs_compiler = pytest.mark.skipif(
-    not training_forms.can_fuse(torch.empty(1)),
-    reason='the compiled code needs Linux and a C++ compiler',
-)
-FUSED = [pytest.param(name, marks=needs_compiler) for name in ('fused', 'fused-strided')]
+FUSED = [pytest.param(name, marks=needs_compiled_ops) for name in ('fused', 'fused-strided')]
 JOINT = [*HALF, *FUSED]
 SIZES = [(3, 7, 5), (1, 6, 6), (2, 1, 1), (4, 1, 4)]
 # Of a channel's mean, in standard deviations: what rounding every output by itself may leave.
@@ -559,13 +555,12 @@ def test_choice_for_depthwise_units(is_compiled, monkeypatch):
         assert choose_form(unit, x) == ('fused' if is_compiled else 'plain')
 
 
-@pytest.fixture
-def fused():
+@pytest.fixture(params=[pytest.param('fused', marks=needs_compiled_ops)])
+def fused(request):
     """A unit that is fused, and an input."""
-    unit = make_unit('fused')
+    unit = make_unit(request.param)
     x = make_input(unit)
-    if choose_form(unit, x) != 'fused':
-        pytest.skip(needs_compiler.kwargs['reason'])
+    assert choose_form(unit, x) == 'fused'
     return unit, x
 
 
